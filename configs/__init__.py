@@ -1,0 +1,1 @@
+"""Configuration files (data): ``default.yaml`` shows every option of ``dragoman.stream.config`` with its default."""

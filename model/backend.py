@@ -1,0 +1,103 @@
+"""The seam between the model's runtimes and everything above them.
+
+Arrays are NumPy; a hidden state is opaque. Every verb takes a batch: a list of (cache, input) pairs, one for each stream, because
+many live sessions share one model. A runtime may run the pairs together or one by one; the results are the same. A cache may
+appear only once in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ModelConfig
+from .errors import AudioFormatError
+
+Ids = NDArray[np.int64]  # [n] token ids
+Floats = NDArray[np.float32]
+Hidden = object  # the hidden state at one position, as the runtime keeps it
+
+
+class Cache(Protocol):
+    """Everything that changes while a model listens to one stream."""
+
+    @property
+    def length(self) -> int:
+        """Positions appended so far, audio frames and tokens alike."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from ``length`` on; O(1). Raises CacheError if that is deeper than the slack."""
+        ...
+
+    def copy(self) -> Cache:
+        """An independent cache with the same content: a prompt is computed once and copied into each new segment."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a model says after each of n appended tokens."""
+
+    ids: Ids  # [n] best next token (suppressed ids never win)
+    logprobs: Floats  # [n] its log-probability
+    hidden: Sequence[Hidden]  # [n] for draft()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What the layers above need to know of a loaded model."""
+
+    name: str
+    config: ModelConfig
+    max_draft: int = 0  # 0: no drafter
+
+    @property
+    def frame_samples(self) -> int:
+        return self.config.audio.frame_samples
+
+
+class Backend(Protocol):
+    """One loaded model: immutable after load, shared by all sessions."""
+
+    spec: ModelSpec
+
+    def new_cache(self) -> Cache: ...
+
+    def listen(self, work: Sequence[tuple[Cache, Floats]]) -> None:
+        """Append audio: each input is float32 [n, frame_samples] in [-1, 1]."""
+        ...
+
+    def look(self, work: Sequence[tuple[Cache, Floats]]) -> None:
+        """Append an image: each input is float32 [patches_y, patches_x, 6912] in [0, 1] (48 × 48 × 3 patches).
+
+        Raises TaskError on a model without vision.
+        """
+        ...
+
+    def step(self, work: Sequence[tuple[Cache, Ids]], *, wanted: Sequence[int] | None = None) -> list[Step]:
+        """Append tokens: each input is [n ≥ 1] ids. Returns one Step for each pair.
+
+        ``wanted``: for each pair, how many of the LAST positions to answer for (≥ 1); None: all. The head is a large part of the work,
+        and nobody asks what follows the words of a prompt. A Step then holds only these; a runtime may also answer for more.
+        """
+        ...
+
+    def draft(self, work: Sequence[tuple[Cache, tuple[Hidden, int, int]]]) -> list[Ids]:
+        """Guess the tokens that follow; each input is (hidden, token, count): ``token`` was just chosen (not yet appended) at the
+        position whose state is ``hidden``. Returns [≤ count] ids each, empty without a drafter. The caches do not change."""
+        ...
+
+
+def check_frames(frames: Floats, frame_samples: int) -> None:
+    """Raises AudioFormatError unless frames are finite float [n, frame_samples]."""
+    if frames.ndim != 2 or frames.shape[1] != frame_samples or frames.dtype.kind != "f":
+        raise AudioFormatError(f"expected float frames [n, {frame_samples}] in [-1, 1], got {list(frames.shape)} of {frames.dtype}")
+    finite = np.isfinite(frames).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise AudioFormatError(f"{len(bad)} of {len(frames)} frames hold NaN or infinite samples, the first is frame {bad[0]}")

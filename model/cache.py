@@ -1,0 +1,131 @@
+"""Bookkeeping of a rolling cache, in whole numbers only: which slot each position lives in, and who may see it.
+
+Both runtimes use it; only their storage differs. Keys are never moved and never rotated again: a slot keeps what was written into
+it until a later position takes it over, and masks compare absolute positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Ids
+from .errors import CacheError
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Ring:
+    """A window over positions 0, 1, 2, … with slack for rewinding and a pinned prefix.
+
+    ``window``: a query sees itself and the ``window - 1`` positions before it; None: everything (then nothing is ever evicted).
+    ``capacity``: slots. To append blocks of up to n positions, and to take back runs of up to n, it must be at least
+    ``pinned + window + n - 1``: the first query of a block needs window - 1 older positions beside the block's own n.
+    ``pinned``: the first positions, which are never evicted and always seen.
+    """
+
+    window: int | None = None
+    capacity: int | None = None
+    pinned: int = 0
+    length: int = 0  # positions that count
+    _high: int = 0  # positions ever written: what lies between length and this is dead, but has overwritten older ones
+
+    def __post_init__(self) -> None:
+        if (self.window is None) != (self.capacity is None):
+            raise CacheError("a ring has a window and a capacity, or neither (it grows)")
+        if self.window is not None and self.capacity is not None and self.capacity < self.pinned + self.window:
+            raise CacheError(f"capacity is {self.capacity} slots, expected at least pinned {self.pinned} + window {self.window}")
+
+    @property
+    def slots_used(self) -> int:
+        """How many leading slots hold something that counts: storage beyond them need not exist yet."""
+        if self.capacity is None or self._high <= self.capacity:
+            return self.length
+        return self.capacity
+
+    @property
+    def room(self) -> int | None:
+        """The longest block that may be appended now; None: any."""
+        if self.window is None or self.capacity is None:
+            return None
+        return max(self.pinned, self.length - self.window + 1) + self._rolling - self.length
+
+    @property
+    def _rolling(self) -> int:
+        assert self.capacity is not None
+        return self.capacity - self.pinned
+
+    def _oldest(self, high: int) -> int:
+        """Oldest position behind the pinned ones that is still stored when ``high`` positions were written."""
+        return self.pinned if self.capacity is None else max(self.pinned, high - self._rolling)
+
+    def append(self, count: int) -> Ids:
+        """Take in the next ``count`` positions; returns their slots [count]. Raises CacheError beyond ``room`` and changes nothing."""
+        room = self.room
+        if count < 0 or (room is not None and count > room):
+            raise CacheError(
+                f"cannot append {count} positions at {self.length}; room for {room} (window {self.window}, {self.capacity} slots)"
+            )
+        first = self.length
+        self.length += count
+        self._high = max(self._high, self.length)
+        return self.slots(first, count)
+
+    def slots(self, first: int, count: int) -> Ids:
+        """Slots [count] of the positions from ``first`` on.
+
+        Pinned positions, and every position of a ring that grows, live in the slot of their own number. The others go round
+        the R = capacity - pinned slots behind the pinned ones: position p is the (p - pinned)-th to arrive there, so it takes
+        slot pinned + (p - pinned) mod R. Before the first lap is over that is p itself, so an unlapped ring is a plain array.
+        """
+        positions = np.arange(first, first + count, dtype=np.int64)
+        if self.capacity is None:
+            return positions
+        return np.where(positions < self.pinned, positions, self.pinned + (positions - self.pinned) % self._rolling)
+
+    def positions(self) -> Ids:
+        """[slots_used] absolute position in each slot, -1 where it is dead.
+
+        The slot of the newest position written, high - 1, is known; walking back from it round the R slots the positions fall by one,
+        so slot s holds high - 1 - ((slot(high - 1) - s) mod R). What is not below ``length`` was taken back.
+        """
+        slots = np.arange(self.slots_used, dtype=np.int64)
+        if self.capacity is None or self._high <= self.capacity:
+            return slots
+        newest = self._high - 1
+        held = newest - ((newest - self.pinned) % self._rolling + self.pinned - slots) % self._rolling
+        held = np.where(slots < self.pinned, slots, held)
+        return np.where(held < self.length, held, -1)
+
+    def visible(self, first: int, count: int, *, both_ways: bool = False) -> Mask:
+        """[count, slots_used]: may the query at position first + i see the slot? ``both_ways``: the queries also see each other's future
+        (the patches of one image)."""
+        held = self.positions()[None]
+        queries = np.arange(first, first + count, dtype=np.int64)[:, None]
+        seen = (held >= 0) & ((held <= queries) | (both_ways & (held >= first) & (held < first + count)))
+        if self.window is not None:
+            seen &= (held > queries - self.window) | (held < self.pinned)
+        return seen
+
+    def check_truncate(self, length: int) -> None:
+        """Raises CacheError unless ``truncate(length)`` would work."""
+        if not 0 <= length <= self.length:
+            raise CacheError(f"cannot truncate to {length} positions, the cache holds {self.length}")
+        if self.window is None:
+            return
+        needed, oldest = max(self.pinned, length - self.window + 1), self._oldest(self._high)
+        if oldest > needed:
+            deepest = min(self.length, oldest + self.window - 1)
+            raise CacheError(f"cannot truncate to {length} positions: deeper than the slack; the earliest possible is {deepest}")
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from ``length`` on. O(1): one integer. Raises CacheError if older positions, which the window would
+        then reach again, were overwritten."""
+        self.check_truncate(length)
+        self.length = length
+
+    def copy(self) -> Ring:
+        return Ring(self.window, self.capacity, self.pinned, self.length, self._high)

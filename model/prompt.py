@@ -1,0 +1,142 @@
+"""Tasks → token ids around the audio, for each prompt format.
+
+``tokens`` (the small default): one task token, no instruction.
+
+    <bos> <|audio> FRAMES <audio|> <|transcribe|> transcript <stop> <|de|> translation <stop>
+
+``gemma4`` (spec 4): a user turn that holds the instruction and the audio, then the model's turn with an empty thought channel primed
+(without it the 12B opens its own). Text stands before audio, else the model answers instead of transcribing.
+
+    <bos> <|turn>user \\n INSTRUCTION <|audio> FRAMES <audio|> <turn|> \\n <|turn>model \\n <|channel>thought \\n <channel|> transcript
+    <turn|> \\n <|turn>user \\n INSTRUCTION <turn|> \\n <|turn>model \\n <|channel>thought \\n <channel|> translation <turn|>
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import ModelConfig
+from .errors import ConfigError, TaskError
+from .tokenizer import Tokenizer
+
+# ISO 639-1 → the name that the 12B's documented prompts use.
+LANGUAGES = {
+    "ar": "Arabic",
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "hi": "Hindi",
+    "id": "Indonesian",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "nl": "Dutch",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ru": "Russian",
+    "tr": "Turkish",
+    "uk": "Ukrainian",
+    "vi": "Vietnamese",
+    "zh": "Chinese",
+}
+
+# Word for word from the model card (spec 4.3): added instructions are reported to raise the error rate.
+_TRANSCRIBE = (
+    "Transcribe the following speech segment in {language} into {language} text.\n\n"
+    "Follow these specific instructions for formatting the answer:\n"
+    "*   Only output the transcription, with no newlines.\n"
+    "*   When transcribing numbers, write the digits, i.e. write 1.7 and not one point seven, and write 3 instead of three."
+)
+_GLOSSARY = "\n*   Names and terms that may occur: {terms}."
+_CARRY = "\n\nThe text before this segment was: {text}"
+_TRANSLATE = "Translate the transcription from {source} into {target}. Only output the translation, with no newlines."
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is wanted of a session. Languages are ISO 639-1 codes."""
+
+    language: str = "en"  # spoken
+    targets: tuple[str, ...] = ()  # translations wanted
+    glossary: tuple[str, ...] = ()  # names and terms that may be spoken
+
+
+class Prompts:
+    """The loaded model's prompt format. Raises ConfigError for a format that is unknown or that the tokenizer lacks tokens for."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        self._special, self._tokenizer, self.format = config.special, tokenizer, config.prompt_format
+        self.stop: tuple[int, ...] = config.special.stop
+        if self.format == "tokens":
+            self._transcribe = self._control("<|transcribe|>")
+            self.languages: tuple[str, ...] = ("en",)
+            self.targets = tuple(code for code in LANGUAGES if tokenizer.id_of(f"<|{code}|>") is not None)
+        elif self.format == "gemma4":
+            turn, channel = self._control("<|turn>"), self._control("<|channel>")
+            self._end_turn = [self._control("<turn|>"), *tokenizer.encode("\n")]
+            self._user = [turn, *tokenizer.encode("user\n")]
+            thought = [channel, *tokenizer.encode("thought\n"), self._control("<channel|>")]  # primed and empty
+            self._model = [turn, *tokenizer.encode("model\n"), *thought]
+            self.languages = self.targets = tuple(LANGUAGES)
+        else:
+            raise ConfigError(f"prompt_format is {self.format!r}, expected 'tokens' or 'gemma4'")
+
+    def check(self, task: Task) -> None:
+        """Raises TaskError, naming what the model knows, for a language, translation or glossary that it lacks."""
+        if task.language not in self.languages:
+            raise TaskError(f"this model does not transcribe {task.language!r}; it knows {', '.join(self.languages)}")
+        for target in task.targets:
+            self._check_target(task, target)
+        if task.glossary and self.format == "tokens":
+            raise TaskError(f"this model takes no glossary (got {len(task.glossary)} terms); a model with instructions does")
+
+    def prefix(self, task: Task) -> list[int]:
+        """Ids before the first audio frame, begin-of-audio (the last one) included."""
+        self.check(task)
+        if self.format == "tokens":
+            return [self._special.bos, self._special.begin_of_audio]
+        text = _TRANSCRIBE.format(language=LANGUAGES[task.language])
+        if task.glossary:
+            text += _GLOSSARY.format(terms=", ".join(task.glossary))
+        return [self._special.bos, *self._user, *self._tokenizer.encode(text), self._special.begin_of_audio]
+
+    def tail(self, task: Task) -> list[int]:
+        """Ids after the last frame, up to where the transcript begins."""
+        self.check(task)
+        if self.format == "tokens":
+            return [self._special.end_of_audio, self._transcribe]
+        return [self._special.end_of_audio, *self._end_turn, *self._model]
+
+    def carry(self, text: str) -> list[int]:
+        """The previous segment's text as ids that go into the prefix, directly BEFORE its last id (begin-of-audio): see ``opening``.
+        Empty where the format has no place for it."""
+        if self.format == "tokens" or not text.strip():
+            return []
+        return self._tokenizer.encode(_CARRY.format(text=text.strip()))
+
+    def opening(self, task: Task, carried: str = "") -> list[int]:
+        """The prefix with the carried text in its place."""
+        prefix = self.prefix(task)
+        return [*prefix[:-1], *self.carry(carried), prefix[-1]]
+
+    def translate(self, task: Task, target: str) -> list[int]:
+        """Ids after the transcript, up to where its translation begins."""
+        self._check_target(task, target)
+        if self.format == "tokens":
+            return [self.stop[0], self._control(f"<|{target}|>")]
+        text = _TRANSLATE.format(source=LANGUAGES[task.language], target=LANGUAGES[target])
+        return [*self._end_turn, *self._user, *self._tokenizer.encode(text), *self._end_turn, *self._model]
+
+    def _check_target(self, task: Task, target: str) -> None:
+        if target == task.language:
+            raise TaskError(f"cannot translate {task.language!r} into itself")
+        if target not in self.targets:
+            known = ", ".join(code for code in self.targets if code != task.language) or "no translation"
+            raise TaskError(f"this model does not translate into {target!r}; it knows {known}")
+
+    def _control(self, name: str) -> int:
+        found = self._tokenizer.id_of(name)
+        if found is None:
+            raise ConfigError(f"prompt format {self.format!r} needs the token {name!r}, which tokenizer.json lacks")
+        return found

@@ -1,0 +1,84 @@
+"""What happens to a clip on its way into a batch. NumPy only; every function is pure, given its generator.
+
+The model normalises each frame's loudness away, so noise between words reaches it as loud as speech: noise, rooms and pauses
+belong into training from the first step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import signal
+
+Wave = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentOptions:
+    """Probabilities and ranges; all zero is no augmentation."""
+
+    speed: float = 0.12  # factor 1 ± this
+    noise: float = 0.6  # share of rows with a noise clip under them
+    snr_db: tuple[float, float] = (5.0, 35.0)
+    hiss: float = 0.5  # share of rows with a faint white floor
+    room: float = 0.2  # share of clips played in a room
+    tilt: float = 0.3  # share of clips through a first-order filter
+    band: float = 0.1  # share of clips cut to telephone bandwidth
+
+
+def change_speed(wave: Wave, factor: float) -> Wave:
+    """Resample by linear interpolation: ``factor`` > 1 is faster and higher."""
+    places = np.arange(0, len(wave) - 1, factor, dtype=np.float64)
+    return np.interp(places, np.arange(len(wave)), wave).astype(np.float32)
+
+
+def play_in_room(wave: Wave, response: Wave) -> Wave:
+    """Convolve with an impulse response whose direct sound is moved to time zero, so that targets stay aligned."""
+    response = response[int(np.argmax(np.abs(response))) :][:8000]
+    wet = signal.fftconvolve(wave, response)[: len(wave)]
+    return (wet * (rms(wave) / max(rms(wet), 1e-8))).astype(np.float32)
+
+
+def tilt_spectrum(wave: Wave, amount: float) -> Wave:
+    """First-order tilt: positive amounts brighten, negative ones dull."""
+    return np.asarray(signal.lfilter([1.0, -amount], [1.0], wave), np.float32)
+
+
+def telephone(wave: Wave) -> Wave:
+    """Keep 300–3400 Hz."""
+    sos = signal.butter(4, [300, 3400], "bandpass", fs=16_000, output="sos")
+    return np.asarray(signal.sosfilt(sos, wave), np.float32)
+
+
+def rms(wave: Wave) -> float:
+    return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) if len(wave) else 0.0
+
+
+def augment_clip(wave: Wave, rooms: list[Wave], options: AugmentOptions, rng: np.random.Generator) -> tuple[Wave, float]:
+    """One clip → (changed clip, speed factor). The factor maps targets to the new time axis."""
+    factor = 1.0
+    if options.speed:
+        factor = float(rng.uniform(1 - options.speed, 1 + options.speed))
+        wave = change_speed(wave, factor)
+    if rng.random() < options.tilt:
+        wave = tilt_spectrum(wave, float(rng.uniform(-0.6, 0.9)))
+    if rooms and rng.random() < options.room:
+        wave = play_in_room(wave, rooms[int(rng.integers(len(rooms)))])
+    if rng.random() < options.band:
+        wave = telephone(wave)
+    return wave, factor
+
+
+def add_noise(row: Wave, noise: Wave | None, level: float, options: AugmentOptions, rng: np.random.Generator) -> Wave:
+    """Put a noise clip (repeated as needed) and a faint hiss under a whole row; ``level`` is the rms of its speech."""
+    if noise is not None and len(noise) and rng.random() < options.noise:
+        start = int(rng.integers(len(noise)))
+        bed = np.resize(np.roll(noise, -start), len(row))
+        snr_db = float(rng.uniform(*options.snr_db))
+        row = (row + bed * (level / max(rms(bed), 1e-6) * 10 ** (-snr_db / 20))).astype(np.float32)
+    if rng.random() < options.hiss:
+        hiss = rng.standard_normal(len(row), dtype=np.float32) * 10 ** float(rng.uniform(-4.5, -2.5))
+        row = (row + hiss).astype(np.float32)
+    return row.astype(np.float32)

@@ -1,0 +1,282 @@
+"""Rows of training: ``<bos><audio> frames <end-of-audio><transcribe> text <end>`` in batches of a few fixed shapes.
+
+A batch is a pure function of (seed, step): a run goes on from any step with the very batches it would have seen.
+Axes: B rows, T positions, F clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from . import augment, text
+from .augment import AugmentOptions
+from .store import Clip, Store, read_letter_frames, read_word_ends
+from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH, FeatureTable
+
+FRAME = 640
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """What rows look like. ``shapes`` are (T, B, share of batches)."""
+
+    shapes: tuple[tuple[int, int, float], ...] = ((192, 21, 0.4), (320, 12, 0.25), (512, 8, 0.35))
+    delay_frames: int = 6  # how long after a sound its target comes: the student cannot look ahead
+    several: float = 0.5  # chance of one more utterance in a row that has room
+    silence: float = 0.02  # share of rows without speech: they must give no words
+    labelled: float = 0.7  # share of clips drawn from those with a transcript
+    truncate: float = 0.5  # share of rows whose last utterance is cut at a random moment, with the words heard by then (align.py)
+    cut_first: float = 0.3  # of these, the share that holds nothing else; the others are cut where the row is full
+    mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's input. ``frames`` and ``ids`` share positions: a position is audio or a token or padding."""
+
+    frames: Tensor  # [B, T, 640] float32; zero where there is no audio
+    ids: Tensor  # [B, T] int64; PAD where there is no token
+    is_text: Tensor  # [B, T] bool
+    labels: Tensor  # [B, T] int64: the token that follows; IGNORE where nothing is asked
+    windows: Tensor  # [B, T, 2] int64: first and last position where the letters of the label are heard; -1 where nobody knows
+    features: Tensor  # [n, 288] float32: teacher's hidden states, standardised
+    characters: Tensor  # [n] int64: the character that is said at the moment of each of these rows; IGNORE where nobody knows
+    feature_rows: Tensor  # [n] int64: flat position (b T + t) of each
+    ctc: Tensor  # [m] int64 characters of all rows, end to end
+    ctc_lengths: Tensor  # [B] int64; 0: no transcript
+    audio_frames: Tensor  # [B] int64
+    audio_seconds: float
+
+
+class Speech:
+    """All stores of a run: clips with a transcript, clips without, noise and rooms."""
+
+    def __init__(self, folders: Sequence[tuple[Path, float]], case: text.TrueCaser | None, *, split: str = "train") -> None:
+        self.stores = [Store(folder) for folder, _ in folders]
+        self.tables = [FeatureTable(folder) for folder, _ in folders]
+        self.characters = [FeatureTable(folder, "characters", np.int8, 1) for folder, _ in folders]
+        self.word_ends = [read_word_ends(folder) for folder, _ in folders]
+        self.letters = [read_letter_frames(folder) for folder, _ in folders]
+        full = next((table for table in self.tables if len(table)), None)
+        self.spread = full.spread() if full is not None else (np.zeros(WIDTH, np.float32), np.ones(WIDTH, np.float32))
+        self.labelled: list[tuple[int, Clip, str]] = []
+        self.unlabelled: list[tuple[int, Clip, str]] = []
+        self.noise: list[tuple[int, Clip]] = []
+        rooms: list[tuple[int, Clip]] = []
+        weights: list[float] = []
+        for i, (store, (_, weight)) in enumerate(zip(self.stores, folders, strict=True)):
+            for clip in store.clips:
+                if clip.split == split and clip.text and 4096 <= clip.samples <= 17.4 * 16_000:
+                    self.labelled.append((i, clip, case(clip.text) if case else clip.text))
+                    weights.append(weight * min(clip.seconds, 12.0))
+                elif clip.split == "unlabelled" and 4096 <= clip.samples <= 17.4 * 16_000:
+                    self.unlabelled.append((i, clip, ""))
+                elif clip.split == "noise":
+                    self.noise.append((i, clip))
+                elif clip.split == "rir":
+                    rooms.append((i, clip))
+        self.rooms = [self.stores[i].samples(clip) for i, clip in rooms]
+        self.chance = np.cumsum(np.asarray(weights) / sum(weights))
+
+    def draw(self, rng: np.random.Generator, labelled: bool) -> tuple[int, Clip, str]:
+        if labelled or not self.unlabelled:
+            return self.labelled[min(int(np.searchsorted(self.chance, rng.random())), len(self.labelled) - 1)]
+        return self.unlabelled[int(rng.integers(len(self.unlabelled)))]
+
+
+class Batches(Dataset[Batch]):
+    """``batches[step]`` → Batch."""
+
+    def __init__(self, speech: Speech, tokenizer: tokenizers.Tokenizer, options: BatchOptions, seed: int) -> None:
+        self.speech, self.tokenizer, self.options, self.seed = speech, tokenizer, options, seed
+        self._counts: dict[str, int] = {}  # tokens of each transcript met so far
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.seed, step))
+        shares = np.asarray([share for _, _, share in self.options.shapes])
+        length, rows, _ = self.options.shapes[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        return _collate([self._row(length, rng) for _ in range(rows)], length, self.speech.spread)
+
+    def _row(self, length: int, rng: np.random.Generator) -> _Row:
+        row, options = _Row(), self.options
+        row.silence(int(rng.integers(0, 2 * FRAME)) if rng.random() < 0.7 else int(rng.integers(0, 16_000)))
+        if rng.random() < options.silence:
+            row.silence(int(rng.integers(FRAME, (length - 8) * FRAME)))
+            row.labelled = True
+        else:
+            self._speak(row, length, rng)
+        if not row.cut:
+            row.silence(int(rng.integers(0, 8_000)))
+        room = (length - 4 - len(row.tokens)) * FRAME
+        samples = np.concatenate(row.parts)[:room]
+        noise = None
+        if self.speech.noise:
+            which, clip = self.speech.noise[int(rng.integers(len(self.speech.noise)))]
+            noise = self.speech.stores[which].samples(clip)
+        samples = augment.add_noise(samples, noise, row.level or 0.05, options.augment, rng)
+        row.finish(samples, options, rng)
+        return row
+
+    def _speak(self, row: _Row, length: int, rng: np.random.Generator) -> None:
+        """Fill a row with utterances; a row is either all transcribed or all without text."""
+        row.labelled = bool(rng.random() < self.options.labelled)
+        may_cut = not row.labelled or rng.random() < self.options.truncate
+        cut_first, misses = row.labelled and may_cut and rng.random() < self.options.cut_first, 0
+        while misses < 24:  # a short clip that fills the row's rest is worth looking for: padding costs as much as speech
+            which, clip, words = self.speech.draw(rng, row.labelled)
+            slowest = 1 + self.options.augment.speed
+            room = length - row.samples // FRAME - len(row.tokens) - self._count(words) - 20
+            fits = clip.seconds * slowest * 25 <= room
+            cuttable = may_cut and (cut_first or misses > 8) and (not row.labelled or clip.id in self.speech.word_ends[which])
+            if cuttable and room > 16:
+                frames = int(min(room / slowest, clip.samples // FRAME))
+                self._add(row, which, clip, words, rng, int(rng.integers(8, frames)) if fits else frames)
+                break
+            if not fits:
+                misses += 1
+                continue
+            self._add(row, which, clip, words, rng)
+            if rng.random() > self.options.several and row.samples > length * FRAME // 4:
+                break
+            row.silence(int(rng.integers(1_600, 12_000)))
+
+    def _write(self, row: _Row, words: str, letters: list[int] | None, factor: float) -> None:
+        """Append the tokens of a transcript, and the frames in which the letters of each are heard; a mark is heard with the letter before."""
+        encoded = self.tokenizer.encode(words)
+        row.tokens += encoded.ids
+        spelt = [sum(c != text.SPACE for c in text.ctc_targets(token)) for token in encoded.tokens]
+        if not letters or sum(spelt) != sum(c != text.SPACE for c in text.ctc_targets(words)):
+            row.windows += [(-1, -1)] * len(spelt)
+            return
+        first, delay, at = row.samples / FRAME, self.options.delay_frames, 0
+        for n in spelt:
+            low, high = letters[at if n else max(at - 1, 0)], letters[max(at + n - 1, 0)]
+            row.windows.append((int(first + low / factor) + delay - 2, int(first + (high + 1) / factor) + delay + 2))
+            at += n
+
+    def _count(self, words: str) -> int:
+        if words not in self._counts:
+            self._counts[words] = len(self.tokenizer.encode(words).ids) if words else 0
+        return self._counts[words]
+
+    def _add(self, row: _Row, which: int, clip: Clip, words: str, rng: np.random.Generator, cut_frames: int | None = None) -> None:
+        """Append an utterance, whole or its first ``cut_frames`` with the words heard by then."""
+        wave = self.speech.stores[which].samples(clip)
+        ends = self.speech.word_ends[which].get(clip.id) if row.labelled else None
+        if cut_frames is not None:
+            row.cut, wave = True, wave[: cut_frames * FRAME]
+        if cut_frames is not None and ends is not None:
+            words = " ".join(words.split()[: sum(end + self.options.delay_frames <= cut_frames for end in ends)])
+        wave, factor = augment.augment_clip(wave, self.speech.rooms, self.options.augment, rng)
+        if words:
+            self._write(row, words, self.speech.letters[which].get(clip.id), factor)
+        level = augment.rms(wave)
+        if row.level:  # loudness varies between the utterances of a row, by ± 6 dB
+            wave = wave * (row.level / max(level, 1e-6)) * 2 ** float(rng.uniform(-1, 1))
+        row.level = row.level or level
+        table, characters = self.speech.tables[which], self.speech.characters[which]
+        if clip.id in table:
+            classes = characters[clip.id][:, 0] if clip.id in characters else None
+            row.targets.append((row.samples, len(wave), factor, table[clip.id], classes))
+        spelt = text.ctc_targets(words)
+        row.characters += [1, *spelt] if row.characters and spelt else spelt
+        row.parts.append(wave)
+        row.samples += len(wave)
+
+
+class _Row:
+    """One row in the making."""
+
+    def __init__(self) -> None:
+        self.parts: list[NDArray[np.float32]] = []
+        self.samples = 0
+        self.level = 0.0
+        self.labelled = False
+        self.cut = False  # the audio ends inside an utterance
+        self.tokens: list[int] = []
+        self.windows: list[tuple[int, int]] = []  # for each token the frames in which its word is heard
+        self.characters: list[int] = []
+        self.targets: list[
+            tuple[int, int, float, NDArray[np.float16], NDArray[np.int8] | None]
+        ] = []  # start, samples, speed, rows, classes
+
+    def silence(self, samples: int) -> None:
+        self.parts.append(np.zeros(samples, np.float32))
+        self.samples += samples
+
+    def finish(self, samples: NDArray[np.float32], options: BatchOptions, rng: np.random.Generator) -> None:
+        """Cut into frames, mask, and line the teacher's rows up with the frames."""
+        gain = 10 ** float(rng.uniform(-1.2, 0.3))
+        samples = np.clip(samples * gain, -1, 1)
+        samples = np.pad(samples, (0, -len(samples) % FRAME))
+        self.frames = samples.reshape(-1, FRAME).astype(np.float32)
+        for _ in range(int(rng.poisson(len(self.frames) / 60)) if options.mask_frames else 0):
+            start, run = int(rng.integers(len(self.frames))), int(rng.integers(1, options.mask_frames + 1))
+            part = self.frames[start : start + run]
+            part[:] = rng.standard_normal(part.shape, dtype=np.float32) * 0.01
+        self._align(options.delay_frames)
+
+    def _align(self, delay: int) -> None:
+        """Frame t looks at the moment (t − delay + ½) · 640 samples; the teacher's rows are interpolated there."""
+        places, values, spoken = [np.zeros(0, np.int64)], [np.zeros((0, WIDTH), np.float16)], [np.zeros(0, np.int64)]
+        frames = np.arange(len(self.frames))
+        for start, samples, factor, rows, classes in self.targets:
+            at = (frames - delay + 0.5) * FRAME - start
+            keep = (at >= 0) & (at < samples)
+            r = np.clip((at[keep] * factor - CENTRE_SAMPLES) / HOP_SAMPLES, 0, len(rows) - 1.001)
+            low = r.astype(np.int64)
+            part = (r - low)[:, None].astype(np.float32)
+            values.append((rows[low] * (1 - part) + rows[np.minimum(low + 1, len(rows) - 1)] * part).astype(np.float16))
+            places.append(frames[keep])
+            spoken.append(np.full(len(low), IGNORE) if classes is None else classes[np.round(r).astype(np.int64)].astype(np.int64))
+        self.feature_frames, self.features, self.spoken = np.concatenate(places), np.concatenate(values), np.concatenate(spoken)
+
+
+def _collate(rows: list[_Row], length: int, spread: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Batch:
+    b = len(rows)
+    frames = np.zeros((b, length, FRAME), np.float32)
+    ids, labels = np.full((b, length), text.PAD), np.full((b, length), IGNORE)
+    is_text, windows = np.zeros((b, length), bool), np.full((b, length, 2), -1)
+    places: list[NDArray[np.int64]] = []
+    for i, row in enumerate(rows):
+        n = len(row.frames)
+        frames[i, 2 : 2 + n] = row.frames
+        ids[i, :2], is_text[i, :2] = (text.BOS, text.BEGIN_AUDIO), True
+        places.append(i * length + 2 + row.feature_frames)
+        if row.labelled:
+            tail = [text.END_AUDIO, text.TRANSCRIBE, *row.tokens, text.END][: length - 2 - n]
+            ids[i, 2 + n : 2 + n + len(tail)] = tail
+            is_text[i, 2 + n : 2 + n + len(tail)] = True
+            labels[i, 3 + n : 1 + n + len(tail)] = tail[2:]
+            heard = np.asarray(row.windows, np.int64).reshape(-1, 2)[: len(tail) - 3]
+            known = heard[:, 0] >= 0
+            windows[i, 3 + n : 3 + n + len(heard)][known] = 2 + np.clip(heard[known], 0, n - 1)
+    features = np.concatenate([row.features for row in rows])
+    return Batch(
+        frames=torch.from_numpy(frames),
+        ids=torch.from_numpy(ids),
+        is_text=torch.from_numpy(is_text),
+        labels=torch.from_numpy(labels),
+        windows=torch.from_numpy(windows),
+        features=torch.from_numpy((features - spread[0]) / spread[1]),
+        characters=torch.from_numpy(np.concatenate([row.spoken for row in rows])),
+        feature_rows=torch.from_numpy(np.concatenate(places)),
+        ctc=torch.tensor([c for row in rows for c in row.characters], dtype=torch.int64),
+        ctc_lengths=torch.tensor([len(row.characters) for row in rows]),
+        audio_frames=torch.tensor([len(row.frames) for row in rows]),
+        audio_seconds=sum(len(row.frames) for row in rows) / 25.0,
+    )

@@ -1,0 +1,96 @@
+"""A checkpoint of a run → a model folder: ``config.json``, ``tokenizer.json``, ``model.safetensors`` and a card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import build_model, save_checkpoint
+from ..config import BackboneConfig, ModelConfig, model_config_from_mapping
+from . import text
+
+
+def small_config(raw: dict[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` of a small model of the Gemma 4 Unified family, from the sizes in ``raw`` (keys of BackboneConfig)."""
+    ids = {name: i for i, name in enumerate(text.SPECIAL_TOKENS)}
+    values: dict[str, Any] = {**raw, "layer_types": tuple(raw["layer_types"])}
+    base = BackboneConfig(**values)
+    sizes = asdict(base)
+    theta = {"sliding_attention": sizes.pop("rope_theta"), "full_attention": sizes.pop("global_rope_theta")}
+    factor = sizes.pop("global_partial_rotary_factor")
+    return {
+        "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+        "model_type": "gemma4_unified",
+        "text_config": {
+            "model_type": "gemma4_unified_text",
+            **sizes,
+            "layer_types": list(base.layer_types),
+            "num_hidden_layers": base.num_layers,
+            "num_kv_shared_layers": 0,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "use_bidirectional_attention": "vision",
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 4096,
+            "bos_token_id": text.BOS,
+            "eos_token_id": text.END,
+            "pad_token_id": text.PAD,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": theta["sliding_attention"]},
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": factor,
+                    "rope_theta": theta["full_attention"],
+                },
+            },
+        },
+        "audio_config": {"model_type": "gemma4_unified_audio", "audio_embed_dim": 640, "rms_norm_eps": 1e-6},
+        "vision_config": None,
+        "image_token_id": ids["<|image|>"],
+        "audio_token_id": ids["<|audio|>"],
+        "video_token_id": ids["<|video|>"],
+        "boi_token_id": ids["<|image>"],
+        "eoi_token_id": ids["<image|>"],
+        "boa_token_id": ids["<|audio>"],
+        "eoa_token_index": ids["<audio|>"],
+        "tie_word_embeddings": True,
+        "dragoman": {"prompt_format": "tokens", "longest_segment_s": 12.0, "stop": [text.END]},
+    }
+
+
+def config_of(raw: dict[str, Any]) -> ModelConfig:
+    return model_config_from_mapping(small_config(raw))
+
+
+def package(checkpoint: Path, sizes: dict[str, Any], tokenizer: Path, folder: Path, *, averaged: bool = True) -> None:
+    """Write a model folder from ``checkpoint.pt``; the weights are stored as float16 (half the size, and the same figures)."""
+    state = torch.load(checkpoint, weights_only=True, mmap=True)
+    weights = state["averaged" if averaged else "student"]
+    model = build_model(config_of(sizes), device="cpu")
+    for prefix, module in (("backbone.", model.backbone), ("projector.", model.projector)):
+        module.load_state_dict({name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)})
+    folder.mkdir(parents=True, exist_ok=True)
+    weights_file = save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float16)
+    weights_file.chmod(0o644)  # safetensors writes it for its owner alone
+    (folder / "config.json").write_text(json.dumps(small_config(sizes), indent=2) + "\n")
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run: checkpoint.pt and sizes.json")
+    parser.add_argument("folder", type=Path, help="model folder to write")
+    parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
+    given = parser.parse_args(arguments)
+    sizes = json.loads((given.run / "sizes.json").read_text())
+    package(given.run / "checkpoint.pt", sizes, given.run / "tokenizer.json", given.folder, averaged=not given.last)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""``dragoman train``: one run from one YAML file.
+
+    python -m dragoman.model.training.run prepare --config run.yaml     # decode corpora, teacher's features, tokenizer
+    python -m dragoman.model.training.run train --config run.yaml      # goes on where the last run stopped
+
+See ``configs/train_small.yaml`` for every key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ..checkpoint import load_model
+from ..config import read_model_config
+from ..errors import ConfigError
+from . import text
+from .align import align, train_probe
+from .batches import Batches, BatchOptions, Speech
+from .package import config_of
+from .probe import Probe
+from .store import Store, build_from_folder, build_from_shards
+from .student import Depths, Student
+from .teachers import write_features
+from .trainer import Trainer, TrainOptions
+
+LAYER_KINDS = {"S": "sliding_attention", "F": "full_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """One store of decoded speech. ``shards`` or ``audio`` says what to make it from; neither: it exists."""
+
+    folder: str
+    weight: float = 1.0  # share of its labelled clips in the batches, for each second
+    shards: str | None = None  # folder of tar shards with a manifest.tsv
+    audio: str | None = None  # folder of sound files with a .txt beside each
+    features: bool = True  # regress the teacher's features on it
+
+
+@dataclass(frozen=True, slots=True)
+class SizeOptions:
+    """The small model's sizes; ``layers`` is a string of S (sliding) and F (full)."""
+
+    hidden_size: int = 256
+    intermediate_size: int = 1024
+    layers: str = "SSSSFSSSSF"
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    num_global_key_value_heads: int = 1
+    head_dim: int = 64
+    global_head_dim: int = 128
+    sliding_window: int = 512
+    vocab_size: int = 2048
+
+    def backbone(self) -> dict[str, Any]:
+        sizes = asdict(self)
+        kinds = [LAYER_KINDS[kind] for kind in sizes.pop("layers")]
+        return {**sizes, "layer_types": kinds}
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Everything of a run; the keys of the YAML file."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    folder: str  # checkpoints and log
+    stores: tuple[StoreOptions, ...]
+    sentences: tuple[str, ...] = ()  # text files, one sentence a line: tokenizer and case
+    probe_split: str | None = None  # dev split of the first store that is looked at while the run goes on
+    start_from: str | None = None  # a model folder whose weights a new run begins with (fine-tuning)
+    sizes: SizeOptions = field(default_factory=SizeOptions)
+    depths: Depths = field(default_factory=Depths)
+    batches: BatchOptions = field(default_factory=BatchOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+
+
+def read_run(path: Path) -> RunOptions:
+    """A YAML file → RunOptions. Raises ConfigError that names the key and the nearest valid one."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    try:
+        return TypeAdapter(RunOptions).validate_python(raw, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]) if first["loc"] else "", _keys(), n=1)
+        hint = f"; the nearest key is {near[0]!r}" if near and first["type"] != "missing" else ""
+        raise ConfigError(f"{path}: {where}: {first['msg']}{hint}") from error
+
+
+def _keys() -> list[str]:
+    parts = (RunOptions, StoreOptions, SizeOptions, Depths, BatchOptions, TrainOptions)
+    return [name for part in parts for name in part.__dataclass_fields__]
+
+
+def prepare(options: RunOptions) -> None:
+    """Make every store, the teacher's features and the tokenizer that do not exist yet."""
+    for store in options.stores:
+        folder = _path(store.folder)
+        if not (folder / "clips.tsv").exists():
+            if store.shards is not None:
+                build_from_shards(_path(store.shards), folder)
+            elif store.audio is not None:
+                build_from_folder(_path(store.audio), folder)
+            else:
+                raise ConfigError(f"the store {folder} does not exist, and neither 'shards' nor 'audio' says what to make it from")
+        if store.features:
+            write_features(folder)
+    _align(options)
+    run = _path(options.folder)
+    if not (run / "tokenizer.json").exists():
+        if options.start_from is not None:
+            run.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(_path(options.start_from) / "tokenizer.json", run / "tokenizer.json")
+        else:
+            text.train_tokenizer(_texts(options), run / "tokenizer.json", vocab_size=options.sizes.vocab_size)
+
+
+def _align(options: RunOptions) -> None:
+    """Characters and word times of all transcribed clips, once the teacher's features are there."""
+    folders = [_path(store.folder) for store in options.stores if store.features]
+    if not folders or all((folder / "words.tsv").exists() for folder in folders):
+        return
+    case = _case(options.sentences)
+    speech = Speech([(folder, 1.0) for folder in folders], case)
+    align(train_probe(speech), speech, folders)
+
+
+@cache
+def _case(names: tuple[str, ...]) -> text.TrueCaser | None:
+    """Counting the words of all sentences takes seconds, and aligning, batches and the probe each want the result."""
+    return text.TrueCaser(_sentences(names)) if names else None
+
+
+def _texts(options: RunOptions) -> Iterator[str]:
+    case = _case(options.sentences)
+    for store in options.stores:
+        for clip in Store(_path(store.folder)).clips:
+            if clip.split == "train":
+                yield case(clip.text) if case else clip.text
+    yield from _sentences(options.sentences)
+
+
+def _sentences(names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        with _path(name).open(encoding="utf-8") as file:
+            yield from (line.rstrip("\n") for line in file)
+
+
+def build_trainer(options: RunOptions) -> Trainer:
+    """Student, batches and optimisers, resumed from the run's last checkpoint or begun from ``start_from``."""
+    run = _path(options.folder)
+    torch.manual_seed(options.train.seed)
+    torch.set_num_threads(options.train.threads)
+    torch.set_flush_denormal(True)
+    start = None if options.start_from is None else _path(options.start_from)
+    config = config_of(options.sizes.backbone()) if start is None else read_model_config(start)
+    student = Student(config, options.depths)
+    if start is not None:
+        given = load_model(start)
+        student.backbone.load_state_dict(given.backbone.state_dict())
+        student.projector.load_state_dict(given.projector.state_dict())
+    case = _case(options.sentences)
+    speech = Speech([(_path(store.folder), store.weight) for store in options.stores], case)
+    tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
+    (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
+    trainer = Trainer(student, Batches(speech, tokenizer, options.batches, options.train.seed), run, options.train)
+    trainer.resume()
+    return trainer
+
+
+def _probe(options: RunOptions) -> Callable[[Trainer], dict[str, Any]] | None:
+    if options.probe_split is None:
+        return None
+    case = _case(options.sentences)
+    tokenizer = tokenizers.Tokenizer.from_file(str(_path(options.folder) / "tokenizer.json"))
+    probe = Probe(_path(options.stores[0].folder), tokenizer, case, split=options.probe_split)
+    return lambda trainer: probe(trainer.student)
+
+
+def _path(name: str) -> Path:
+    return Path(name).expanduser()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("prepare", "train"))
+    parser.add_argument("--config", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    options = read_run(given.config)
+    prepare(options)
+    if given.what == "train":
+        trainer = build_trainer(options)
+        if options.train.compile:
+            trainer.student.compile()
+        trainer.train(_probe(options))
+
+
+if __name__ == "__main__":
+    main()

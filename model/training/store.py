@@ -1,0 +1,170 @@
+"""A folder of decoded speech that training reads by memory map.
+
+A store is three files: ``audio.i16`` (all clips end to end, 16 kHz mono int16), ``clips.tsv`` (one row a clip) and, once
+:mod:`.teachers` has run, ``features.f16`` (the teacher's hidden states, end to end). Decoding Opus costs more than a training
+step, so it is done once; memory maps let the feeder's processes share one copy.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from rich.progress import track
+
+from ..errors import AudioFormatError
+
+SAMPLE_RATE = 16_000
+COLUMNS = ("id", "split", "lang", "speaker", "source", "licence", "text", "offset_samples", "samples")
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One utterance of a store. ``offset_samples`` points into ``audio.i16``."""
+
+    id: str
+    split: str
+    lang: str
+    speaker: str
+    source: str
+    licence: str
+    text: str
+    offset_samples: int
+    samples: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / SAMPLE_RATE
+
+
+class Store:
+    """Read access to a store folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.clips = list(read_clips(self.folder / "clips.tsv"))
+        self.audio: NDArray[np.int16] = np.memmap(self.folder / "audio.i16", dtype=np.int16, mode="r")
+
+    def samples(self, clip: Clip) -> NDArray[np.float32]:
+        """Waveform of a clip, float32 in [-1, 1], shape [clip.samples]."""
+        part = self.audio[clip.offset_samples : clip.offset_samples + clip.samples]
+        return part.astype(np.float32) / 32768.0
+
+
+def read_clips(path: Path) -> Iterator[Clip]:
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            texts = {name: row[name] for name in COLUMNS[:-2]}
+            yield Clip(**texts, offset_samples=int(row["offset_samples"]), samples=int(row["samples"]))
+
+
+class StoreWriter:
+    """Append clips to a store folder; :meth:`close` makes the last rows readable."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._audio = (folder / "audio.i16").open("ab")
+        self._offset = self._audio.tell() // 2
+        table = folder / "clips.tsv"
+        fresh = not table.exists()
+        self._table = table.open("a", encoding="utf-8", newline="")
+        if fresh:
+            self._table.write("\t".join(COLUMNS) + "\n")
+
+    def add(self, samples: NDArray[np.float32], **row: str) -> None:
+        """Append one clip; ``samples`` is float32 mono at 16 kHz, the rest are the text columns of ``clips.tsv``."""
+        pcm = (np.clip(samples, -1.0, 1.0) * 32767.0).astype(np.int16)
+        values = {**row, "offset_samples": self._offset, "samples": len(pcm)}
+        self._audio.write(pcm.tobytes())
+        self._table.write("\t".join(str(values.get(name, "")) for name in COLUMNS) + "\n")
+        self._offset += len(pcm)
+
+    def close(self) -> None:
+        self._audio.close()
+        self._table.close()
+
+
+def decode(data: bytes, name: str) -> NDArray[np.float32]:
+    """Sound file bytes → float32 mono at 16 kHz. Raises AudioFormatError naming the clip."""
+    try:
+        wave, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise AudioFormatError(f"{name}: not a readable sound file ({error})") from error
+    mono = wave.mean(axis=1)
+    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
+
+
+def build_from_shards(corpus: Path, folder: Path) -> None:
+    """Decode a corpus (tar shards beside a ``manifest.tsv``) into a store."""
+    with (corpus / "manifest.tsv").open(encoding="utf-8", newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+    shards = sorted({row["shard"] for row in rows.values()})
+    writer = StoreWriter(folder)
+    for shard in track(shards, description="decoding shards"):
+        for name, data in _members(corpus / shard):
+            row = rows.get(name)
+            if row is not None:
+                keep = {key: row[key] or "" for key in ("id", "split", "lang", "speaker", "source", "licence", "text")}
+                writer.add(decode(data, name), **keep)
+    writer.close()
+
+
+def build_from_folder(source: Path, folder: Path, *, split: str = "train", lang: str = "en") -> int:
+    """Any folder of sound files with a transcript beside each (``talk.wav`` + ``talk.txt``) → a store; returns the clip count."""
+    pairs = [(path, path.with_suffix(".txt")) for path in _sound_files(source)]
+    pairs = [(sound, text) for sound, text in pairs if text.exists()]
+    if not pairs:
+        raise AudioFormatError(f"{source}: no sound file with a .txt transcript of the same name was found")
+    writer = StoreWriter(folder)
+    for sound, text in track(pairs, description="decoding files"):
+        transcript = " ".join(text.read_text(encoding="utf-8").split())
+        writer.add(
+            decode(sound.read_bytes(), str(sound)),
+            id=str(sound.relative_to(source)),
+            split=split,
+            lang=lang,
+            speaker=sound.parent.name,
+            source=source.name,
+            licence="user",
+            text=transcript,
+        )
+    writer.close()
+    return len(pairs)
+
+
+def _sound_files(source: Path) -> Iterable[Path]:
+    return sorted(path for path in source.rglob("*") if path.suffix.lower() in {".wav", ".flac", ".ogg", ".opus", ".mp3"})
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(path) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is not None:
+                yield member.name, file.read()
+
+
+def read_word_ends(folder: Path) -> dict[str, list[int]]:
+    """``words.tsv`` of a store → {clip id: frame by which each word was heard}; empty if there is none."""
+    path = folder / "words.tsv"
+    if not path.exists():
+        return {}
+    rows = (line.split("\t") for line in path.read_text().splitlines())
+    return {row[0]: [int(end) for end in row[1].split()] for row in rows}
+
+
+def read_letter_frames(folder: Path) -> dict[str, list[int]]:
+    """``words.tsv`` of a store → {clip id: frame in which each letter or digit is said, spaces left out}."""
+    path = folder / "words.tsv"
+    if not path.exists():
+        return {}
+    rows = (line.split("\t") for line in path.read_text().splitlines())
+    return {row[0]: [int(frame) for frame in row[2].split()] for row in rows if len(row) > 2}

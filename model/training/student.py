@@ -1,0 +1,224 @@
+"""The model under training: backbone and projector, which ship, and the heads that do not.
+
+Three throw-away heads hang on the audio positions: log-mel after the front end (warm start only), the teacher's features at about
+two thirds of the depth, characters a little above. The text is learnt by the plain model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..backbone import Backbone, Layer, Rotary
+from ..config import ModelConfig
+from ..projector import AudioProjector
+from . import text
+from .batches import FRAME, IGNORE, Batch
+from .teachers import WIDTH
+
+MEL_BANDS, MEL_PER_FRAME = 80, 4
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    mel: float = 0.0
+    features: float = 1.0
+    characters: float = 1.0  # which character is said at each moment (align.py)
+    ctc: float = 0.0  # the same without an alignment: slower, for speech that was not aligned
+    words: float = 1.0
+    pointer: float = 0.0  # one head of the last layers looks where the next word is heard
+    apart: bool = False  # text losses stop at the features: hearing and words are learnt at once, but apart
+
+
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """After how many layers each throw-away head listens."""
+
+    mel: int = 2
+    features: int = 6
+    ctc: int = 8
+
+
+class Student(nn.Module):
+    """``forward(batch, weights)`` → (loss, figures)."""
+
+    def __init__(self, config: ModelConfig, depths: Depths) -> None:
+        super().__init__()
+        d = config.backbone.hidden_size
+        self.config, self.depths = config, depths
+        self.backbone = Backbone(config.backbone)
+        self.projector = AudioProjector(config.audio, d)
+        self.mel_head = nn.Linear(d, MEL_BANDS * MEL_PER_FRAME)
+        self.feature_head = nn.Linear(d, WIDTH)
+        self.character_head = nn.Linear(d, len(text.CTC_CHARACTERS))
+        self.run_layer: Callable[..., Tensor] = _run_layer
+        initialise(self.backbone, self.projector)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Compile one layer; all layers of a kind share the code, so this costs seconds for each batch shape."""
+        torch._dynamo.config.allow_unspec_int_on_nn_module = True  # pyright: ignore
+        torch._dynamo.config.cache_size_limit = 64  # pyright: ignore
+        self.run_layer = torch.compile(_run_layer, dynamic=False)
+
+    def embed(self, batch: Batch) -> Tensor:
+        tokens = self.backbone.embed(batch.ids) * batch.is_text[..., None]
+        return (self.projector(batch.frames) + tokens).to(torch.bfloat16)
+
+    def hidden_states(self, batch: Batch, depth: int | None = None, *, apart: bool = False) -> list[Tensor]:
+        """Input and the output of the first ``depth`` layers (None: all), [B, T, d] bf16; ``apart``: see LossWeights."""
+        b, t = batch.ids.shape
+        positions = torch.arange(t)[None].expand(b, t)
+        rotary = self.backbone.rotary(positions, torch.bfloat16)
+        mask = torch.full((t, t), -1e4, dtype=torch.bfloat16).triu(1)
+        states = [self.embed(batch)]
+        for layer in self.backbone.layers[:depth]:
+            x = states[-1]
+            if apart and len(states) == self.depths.features + 1:
+                x = torch.where(batch.is_text[..., None], x, x.detach())
+            states.append(self.run_layer(layer, x, rotary, mask))
+        return states
+
+    def forward(self, batch: Batch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            states = self.hidden_states(batch, self._depth(weights), apart=weights.apart)
+            losses: dict[str, Tensor] = {}
+            if weights.mel:
+                losses["mel"] = self._mel_loss(states[self.depths.mel], batch)
+            if weights.features and len(batch.features):
+                losses["features"] = self._feature_loss(states[self.depths.features], batch)
+            if weights.characters and bool((batch.characters != IGNORE).any()):
+                losses["characters"] = self._character_loss(states[self.depths.ctc], batch)
+            if weights.ctc and batch.ctc_lengths.any():
+                losses["ctc"] = self._ctc_loss(states[self.depths.ctc], batch)
+            figures: dict[str, float] = {}
+            if weights.words and bool((batch.labels != IGNORE).any()):
+                losses["words"], figures["words_right"] = self._words_loss(states[-1], batch)
+            if weights.pointer and bool((batch.windows >= 0).any()):
+                losses["pointer"] = self._pointer_loss(states, batch)
+        total = torch.stack([loss * getattr(weights, name) for name, loss in losses.items()]).sum()
+        return total, figures | {name: float(loss.detach()) for name, loss in losses.items()}
+
+    def _depth(self, weights: LossWeights) -> int:
+        """No more layers than the wanted losses listen to: the first phases of a run cost less."""
+        depths, top = self.depths, self.config.backbone.num_layers
+        spelt, written = weights.characters + weights.ctc, weights.words + weights.pointer
+        wanted = ((depths.mel, weights.mel), (depths.features, weights.features), (depths.ctc, spelt), (top, written))
+        return max(depth for depth, weight in wanted if weight)
+
+    def _feature_loss(self, x: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error against standardised targets: the share of variance that is missed."""
+        guess = self.feature_head(x.flatten(0, 1)[batch.feature_rows]).float()
+        return F.mse_loss(guess, batch.features.float())
+
+    def _character_loss(self, x: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy in nats for each moment."""
+        logits = self.character_head(x.flatten(0, 1)[batch.feature_rows]).float()
+        return F.cross_entropy(logits, batch.characters, ignore_index=IGNORE)
+
+    def _ctc_loss(self, x: Tensor, batch: Batch) -> Tensor:
+        """Nats for each character."""
+        have = batch.ctc_lengths > 0
+        logits = self.character_head(x[have, 2:]).float().log_softmax(-1).transpose(0, 1)
+        lengths = batch.ctc_lengths[have]
+        total = F.ctc_loss(logits, batch.ctc, batch.audio_frames[have], lengths, reduction="sum", zero_infinity=True)
+        return total / lengths.sum()
+
+    def _words_loss(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        """Cross-entropy in nats for each token, and the share of tokens guessed right."""
+        labels = batch.labels.flatten()
+        asked = (labels != IGNORE).nonzero()[:, 0]
+        hidden = self.backbone.norm(x.flatten(0, 1)[asked])
+        logits = self.backbone.logits(hidden).float()
+        right = (logits.argmax(-1) == labels[asked]).float().mean()
+        return F.cross_entropy(logits, labels[asked]), float(right)
+
+    def _pointer_loss(self, states: list[Tensor], batch: Batch) -> Tensor:
+        """-log of the attention that falls where the next word is heard, for the first head of each layer above the characters.
+
+        Where to look is what a decoder without cross-attention learns last; after guided attention (Tachibana et al., arXiv 1710.08969),
+        with the true place instead of the diagonal.
+        """
+        t = batch.ids.shape[1]
+        rotary = self.backbone.rotary(torch.arange(t)[None], torch.bfloat16)
+        asked = (batch.windows[..., 0] >= 0).nonzero(as_tuple=True)
+        places, (low, high) = torch.arange(t), batch.windows[asked].unbind(-1)
+        inside = (places >= low[:, None]) & (places <= high[:, None])
+        behind = places <= asked[1][:, None]
+        total = torch.zeros(())
+        layers = list(self.backbone.layers)[self.depths.ctc :]
+        for layer, x in zip(layers, states[self.depths.ctc : -1], strict=True):
+            assert isinstance(layer, Layer)
+            q, k, _ = layer.self_attn.project(layer.input_layernorm(x), rotary)
+            assert k is not None
+            scores = (q[:, :, 0] @ k[:, :, 0].mT)[asked].float()
+            seen = scores.masked_fill(~behind, -1e4).logsumexp(-1)
+            total = total + (seen - scores.masked_fill(~inside, -1e4).logsumexp(-1)).mean()
+        return total / len(layers)
+
+    def _mel_loss(self, x: Tensor, batch: Batch) -> Tensor:
+        target = log_mel(batch.frames, self.config.audio.rms_norm_eps)
+        error = (self.mel_head(x).float() - target).square().mean(-1)
+        heard = batch.frames.abs().amax(-1) > 0
+        return error[heard].mean()
+
+
+def _run_layer(layer: nn.Module, x: Tensor, rotary: Rotary, mask: Tensor) -> Tensor:
+    def attend(_: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
+        assert k is not None and v is not None
+        return plain_attention(q, k, v, mask)
+
+    return layer(x, rotary, attend)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention spelt out: at T ≤ 512 on a CPU its backward is twice as fast as the fused kernel's. q [B, T, H, D]; mask [T, T]."""
+    b, t, h, d = q.shape
+    kv = k.shape[2]
+    q, k, v = q.transpose(1, 2).reshape(b, kv, h // kv * t, d), k.transpose(1, 2), v.transpose(1, 2)
+    scores = (q @ k.transpose(2, 3)).view(b, kv, h // kv, t, t) + mask
+    weights = scores.float().softmax(-1).to(q.dtype).view(b, kv, h // kv * t, t)
+    return (weights @ v).view(b, h, t, d).transpose(1, 2)
+
+
+def initialise(backbone: Backbone, projector: AudioProjector) -> None:
+    """Unit-sized inputs, attention scores of unit size (the scale is 1.0, so q_norm and k_norm carry it), small residual steps."""
+    config = backbone.config
+    with torch.no_grad():
+        backbone.embed_tokens.weight.normal_(0, config.hidden_size**-0.5)
+        projector.embedding_projection.weight.normal_(0, 640**-0.5)
+        for i, layer in enumerate(backbone.layers):
+            for name, p in layer.named_parameters():
+                if p.ndim == 2:
+                    p.normal_(0, p.shape[1] ** -0.5)
+                elif name.endswith(("q_norm.weight", "k_norm.weight")):
+                    p.fill_(config.dim(i) ** -0.25)
+                elif "post_" in name:
+                    p.fill_(0.4)
+
+
+def log_mel(frames: Tensor, eps: float) -> Tensor:
+    """[B, T, 640] → [B, T, 4 · 80]: log-mel of the frame-normalised audio, 10 ms hops, roughly unit-sized."""
+    b, t, _ = frames.shape
+    wave = (frames * torch.rsqrt(frames.square().mean(-1, keepdim=True) + eps)).reshape(b, t * FRAME)
+    spectrum = torch.stft(wave, 400, 160, window=torch.hann_window(400), return_complex=True)[..., : t * MEL_PER_FRAME].abs().square()
+    bands = torch.einsum("fm,bfn->bnm", mel_filters(), spectrum)
+    return ((bands + 1e-2).log() - 2.0).div(2.0).view(b, t, MEL_PER_FRAME * MEL_BANDS)
+
+
+def mel_filters() -> Tensor:
+    """[201, 80] triangular filters on the HTK mel scale, 20–8000 Hz."""
+    mel = torch.linspace(_mel(20.0), _mel(8000.0), MEL_BANDS + 2)
+    hz = 700 * (10 ** (mel / 2595) - 1)
+    places = torch.linspace(0, 8000, 201)[:, None]
+    up = (places - hz[:-2]) / (hz[1:-1] - hz[:-2])
+    down = (hz[2:] - places) / (hz[2:] - hz[1:-1])
+    return torch.minimum(up, down).clamp(min=0)
+
+
+def _mel(hz: float) -> float:
+    return float(2595 * torch.log10(torch.tensor(1 + hz / 700)))

@@ -1,0 +1,184 @@
+"""The training loop: resumable to the exact step, checkpoints by rename, averaged weights, a log that can be drawn."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .batches import Batch, Batches
+from .optim import Muon, split_parameters
+from .student import LossWeights, Student
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """When and how fast. ``decay_from`` may be moved while a run is stopped: until then the rate is constant."""
+
+    steps: int = 20_000
+    muon_lr: float = 0.02
+    adam_lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    mel_steps: int = 500  # front-end warm start: log-mel alone
+    hearing_steps: int = 1500  # until then features and characters too, but no words: their gradient is the larger one
+    join_step: int = 2000  # until then the text losses stop at the features: see LossWeights.apart
+    decay_from: int = 18_000
+    average: float = 0.998  # decay of the averaged weights
+    checkpoint_s: float = 600.0
+    evaluate_every: int = 500
+    log_every: int = 20
+    seed: int = 1
+    threads: int = 2
+    compile: bool = True  # needs a C++ compiler; without one a step takes about 1.6 times as long
+    weights: LossWeights = field(default_factory=LossWeights)
+
+
+class Trainer:
+    def __init__(self, student: Student, batches: Batches, folder: Path, options: TrainOptions) -> None:
+        self.student, self.batches, self.folder, self.options = student, batches, folder, options
+        matrices, rest = split_parameters(student)
+        self.muon = Muon(matrices, lr=options.muon_lr, weight_decay=options.weight_decay)
+        self.adam = torch.optim.AdamW(rest, lr=options.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        self.averaged = copy.deepcopy(student.state_dict())
+        self.step, self.hours_heard, self.seconds_run = 0, 0.0, 0.0
+        self.stop_asked = False
+        folder.mkdir(parents=True, exist_ok=True)
+
+    # -- state -----------------------------------------------------------------------------------
+    def save(self) -> None:
+        """Write ``checkpoint.pt`` by rename: a kill at any moment leaves a whole file."""
+        state = {
+            "student": self.student.state_dict(),
+            "averaged": self.averaged,
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "step": self.step,
+            "hours_heard": self.hours_heard,
+            "seconds_run": self.seconds_run,
+        }
+        part = self.folder / "checkpoint.pt.part"
+        torch.save(state, part)
+        os.replace(part, self.folder / "checkpoint.pt")
+
+    def resume(self) -> bool:
+        """Load the last checkpoint if there is one."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        self.student.load_state_dict(state["student"])
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.averaged = state["averaged"]
+        self.step, self.hours_heard, self.seconds_run = state["step"], state["hours_heard"], state["seconds_run"]
+        return True
+
+    def log(self, record: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": self.step, "hours": round(self.hours_heard, 3), **record}) + "\n")
+
+    # -- loop ------------------------------------------------------------------------------------
+    def rate(self) -> float:
+        """Share of the full learning rate at the current step: warm-up, constant, then linear to 2 %."""
+        o = self.options
+        rise = min(1.0, (self.step + 1) / o.warmup_steps)
+        if self.step < o.decay_from:
+            return rise
+        return max(0.02, 1.0 - (self.step - o.decay_from) / max(1, o.steps - o.decay_from))
+
+    def train(self, evaluate: Callable[[Trainer], dict[str, Any]] | None = None) -> None:
+        """Run to ``options.steps``; SIGTERM and SIGINT save and return."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask_stop)
+        torch.set_num_threads(self.options.threads)
+        console, saved = Console(), time.monotonic()
+        recent: list[dict[str, float]] = []
+        loader = DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=range(self.step, self.options.steps),
+            num_workers=1,
+            prefetch_factor=4,
+            worker_init_fn=_leave_signals_to_the_loop,
+        )
+        for batch in loader:
+            begin = time.monotonic()
+            recent.append(self.update(batch))
+            self.seconds_run += time.monotonic() - begin
+            if self.step % self.options.log_every == 0:
+                self._report(recent, console)
+                recent = []
+            if evaluate is not None and self.step % self.options.evaluate_every == 0:
+                self.log(evaluate(self))
+            if time.monotonic() - saved > self.options.checkpoint_s:
+                self.save()
+                saved = time.monotonic()
+            if self.stop_asked:
+                break
+        self.save()
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One step of both optimisers. A batch whose gradient is not finite is skipped and counted."""
+        begin = time.monotonic()
+        o = self.options
+        weights = o.weights
+        if self.step < o.mel_steps:
+            weights = LossWeights(mel=1.0, features=0.0, characters=0.0, words=0.0)
+        elif self.step < o.hearing_steps:
+            weights = replace(weights, words=0.0, pointer=0.0)
+        elif self.step < o.join_step:
+            weights = replace(weights, apart=True)
+        for optimiser, lr in ((self.muon, o.muon_lr), (self.adam, o.adam_lr)):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * self.rate()
+        loss, figures = self.student(batch, weights)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), 2.0)
+        if bool(torch.isfinite(norm)):
+            self.muon.step()
+            self.adam.step()
+        figures["skipped"] = float(not torch.isfinite(norm))
+        self.student.zero_grad(set_to_none=True)
+        self._average()
+        self.step += 1
+        self.hours_heard += batch.audio_seconds / 3600
+        took = time.monotonic() - begin
+        return figures | {"norm": float(norm), "speed": batch.audio_seconds / took}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.options.average, (self.step + 1) / (self.step + 10))
+        for name, p in self.student.state_dict().items():
+            self.averaged[name].lerp_(p, 1 - decay)
+
+    def _report(self, recent: list[dict[str, float]], console: Console) -> None:
+        names = dict.fromkeys(name for record in recent for name in record)
+        means = {name: sum(r[name] for r in recent if name in r) / sum(name in r for r in recent) for name in names}
+        means["skipped"] = sum(r["skipped"] for r in recent)
+        self.log({name: round(value, 4) for name, value in means.items()})
+        shown = " ".join(f"{name} {value:.3f}" for name, value in means.items() if name not in {"skipped", "speed"})
+        left_h = (self.options.steps - self.step) * self.seconds_run / max(self.step, 1) / 3600
+        console.print(
+            f"step {self.step} heard {self.hours_heard:.2f} h  {shown}  {means['speed']:.0f}x  {left_h:.1f} h left", highlight=False
+        )
+
+    def _ask_stop(self, number: int, frame: Any) -> None:
+        self.stop_asked = True
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """A feeder that dies of the same Ctrl-C would take the loop down before it can save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
