@@ -1,0 +1,121 @@
+"""Words with times → caption cues: at most two lines of 42 characters, long enough to be read. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from .events import Word
+
+LINE_CHARACTERS = 42
+LINES = 2
+LONGEST_MS = 6000
+SHORTEST_MS = 1000
+_SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """One caption."""
+
+    start_ms: int
+    end_ms: int
+    lines: tuple[str, ...]
+
+
+def cut_cues(words: Iterable[Word]) -> list[Cue]:
+    """The words of one segment → its cues. A cue ends where it is full, has stood long enough, or a sentence ends on its second line."""
+    cues: list[Cue] = []
+    group: list[Word] = []
+    for word in words:
+        if group and (not _fits([*group, word]) or word.end_ms - group[0].start_ms > LONGEST_MS):
+            cues.append(_cue(group))
+            group = []
+        group.append(word)
+        if len(_lines(group)) > 1 and word.text.endswith(_SENTENCE_ENDS):
+            cues.append(_cue(group))
+            group = []
+    if group:
+        cues.append(_cue(group))
+    return [part for cue in cues for part in _split_long(cue)]
+
+
+def spread(text: str, start_ms: int, end_ms: int) -> list[Word]:
+    """A text without word times (a translation) → words that share its time by their length."""
+    pieces = text.split()
+    total, before, words = sum(len(piece) + 1 for piece in pieces), 0, list[Word]()
+    for piece in pieces:
+        after = before + len(piece) + 1
+        times = [start_ms + (end_ms - start_ms) * part // total for part in (before, after)]
+        words.append(Word(f" {piece}", times[0], times[1], 0.0))
+        before = after
+    return words
+
+
+class CueTimes:
+    """Makes cues that follow one another readable: none overlaps the next, and each stands for a second where there is room."""
+
+    def __init__(self) -> None:
+        self._held: Cue | None = None
+
+    def push(self, cues: Iterable[Cue]) -> Iterator[Cue]:
+        """Cues in order → those whose end is now certain."""
+        for cue in cues:
+            held = self._held
+            if held is not None:
+                cue = replace(cue, start_ms=max(cue.start_ms, held.start_ms + 1))
+                yield replace(held, end_ms=min(_readable_ms(held), cue.start_ms))
+            self._held = cue
+
+    def close(self) -> Iterator[Cue]:
+        """The last cue, if there was one."""
+        if self._held is not None:
+            yield replace(self._held, end_ms=_readable_ms(self._held))
+            self._held = None
+
+
+def srt(number: int, cue: Cue) -> str:
+    """One SubRip block, blank line included; numbers begin at 1."""
+    return f"{number}\n{stamp(cue.start_ms, ',')} --> {stamp(cue.end_ms, ',')}\n" + "\n".join(cue.lines) + "\n\n"
+
+
+def vtt(cue: Cue) -> str:
+    """One WebVTT block, blank line included."""
+    text = "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"{stamp(cue.start_ms, '.')} --> {stamp(cue.end_ms, '.')}\n{text}\n\n"
+
+
+def stamp(at_ms: int, point: str) -> str:
+    """Milliseconds → hh:mm:ss,mmm with ``point`` before the milliseconds."""
+    seconds, ms = divmod(at_ms, 1000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{point}{ms:03d}"
+
+
+def _text(group: list[Word]) -> str:
+    return "".join(word.text for word in group).strip()
+
+
+def _lines(group: list[Word]) -> list[str]:
+    return textwrap.wrap(_text(group), LINE_CHARACTERS, break_on_hyphens=False)
+
+
+def _fits(group: list[Word]) -> bool:
+    return len(_lines(group)) <= LINES
+
+
+def _cue(group: list[Word]) -> Cue:
+    return Cue(group[0].start_ms, group[-1].end_ms, tuple(_lines(group)))
+
+
+def _split_long(cue: Cue) -> Iterator[Cue]:
+    """A single word longer than a whole cue is shared out over several."""
+    parts = [cue.lines[at : at + LINES] for at in range(0, len(cue.lines), LINES)]
+    length_ms = cue.end_ms - cue.start_ms
+    for place, lines in enumerate(parts):
+        start_ms = cue.start_ms + length_ms * place // len(parts)
+        yield Cue(start_ms, cue.start_ms + length_ms * (place + 1) // len(parts), lines)
+
+
+def _readable_ms(cue: Cue) -> int:
+    return max(cue.end_ms, cue.start_ms + SHORTEST_MS)

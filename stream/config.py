@@ -1,0 +1,201 @@
+"""Options as pydantic models: defaults, then a YAML file, then flags. An unknown key is an error that names the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..model.errors import ConfigError
+from .endpoint import EndpointFrames
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VadOptions(_Section):
+    """Voice activity detection."""
+
+    kind: Literal["webrtc", "silero"] = "silero"
+    aggressiveness: int = Field(default=2, ge=0, le=3)  # webrtc: 0 keeps everything, 3 only clear speech
+    threshold: float = Field(default=0.3, gt=0, lt=1)  # silero: probability that counts as speech
+
+
+class EndpointOptions(_Section):
+    """Where segments begin and end."""
+
+    start_ms: int = Field(default=80, ge=40, le=1000)  # so much speech …
+    start_window_ms: int = Field(default=160, ge=40, le=2000)  # … within so much time begins a segment
+    pre_roll_ms: int = Field(default=240, ge=0, le=2000)  # audio kept from before the first speech
+    hangover_ms: int = Field(default=600, ge=80, le=5000)  # silence that ends a segment
+    sentence_hangover_ms: int = Field(default=320, ge=80, le=5000)  # the same after a finished sentence
+    short_hangover_ms: int = Field(default=120, ge=40, le=5000)  # the same when the segment is nearly full
+    trailing_ms: int = Field(default=320, ge=0, le=2000)  # audio after the last speech that the final hypothesis hears at least
+    longest_s: float | None = Field(default=None, ge=2, le=30)  # longest segment; None: what the model can bear
+
+    @model_validator(mode="after")
+    def _fits(self) -> EndpointOptions:
+        if self.start_ms > self.start_window_ms:
+            raise ValueError(f"start_ms ({self.start_ms}) is more than start_window_ms ({self.start_window_ms})")
+        return self
+
+    def frames(self, frame_ms: float, model_longest_s: float) -> EndpointFrames:
+        """The same in frames. ``model_longest_s``: the longest segment that the model can bear."""
+
+        def count(duration_ms: float, least: int = 1) -> int:
+            return max(least, round(duration_ms / frame_ms))
+
+        longest_s = model_longest_s if self.longest_s is None else min(self.longest_s, model_longest_s)
+        pre_roll_frames, start_window_frames = count(self.pre_roll_ms, 0), count(self.start_window_ms)
+        return EndpointFrames(
+            start_frames=count(self.start_ms),
+            start_window_frames=start_window_frames,
+            pre_roll_frames=pre_roll_frames,
+            hangover_frames=count(self.hangover_ms),
+            sentence_hangover_frames=count(min(self.sentence_hangover_ms, self.hangover_ms)),
+            short_hangover_frames=count(self.short_hangover_ms),
+            longest_frames=max(pre_roll_frames + start_window_frames + 1, int(longest_s * 1000 / frame_ms)),
+        )
+
+
+class GuardOptions(_Section):
+    """Limits on what the model may write."""
+
+    tokens_per_second: float = Field(default=12.0, gt=0, le=100)  # of a segment's audio …
+    floor_tokens: int = Field(default=8, ge=1, le=1000)  # … plus so many
+    loop_tokens: int = Field(default=12, ge=2, le=1000)  # a repetition over so many tokens …
+    loop_copies: int = Field(default=3, ge=2, le=100)  # … in so many copies is a loop
+
+
+class SessionOptions(_Section):
+    """What one session does."""
+
+    language: str = "en"  # spoken, ISO 639-1
+    targets: tuple[str, ...] = ()  # translations wanted, ISO 639-1
+    glossary: tuple[str, ...] = ()  # names and terms that may be spoken
+    block_ms: int = Field(default=640, ge=80, le=4000)  # audio between two hypotheses: 320 is quick, 640 the default, 960 calm
+    carry_over: bool = True  # the last sentence goes into the next segment's prompt, where the model has a place for it
+    max_draft: int | None = Field(default=None, ge=0, le=16)  # tokens that the MTP drafter guesses at once; None: as the model says
+    vad: VadOptions = VadOptions()
+    endpoint: EndpointOptions = EndpointOptions()
+    guards: GuardOptions = GuardOptions()
+
+    @field_validator("targets")
+    @classmethod
+    def _once(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(targets)) < len(targets):
+            raise ValueError(f"a language stands twice in {', '.join(targets)}")
+        return targets
+
+
+class ModelOptions(_Section):
+    """Which model, and where it runs."""
+
+    name: str = "small"  # or a checkpoint folder
+    assistant: Path | None = None  # folder of an MTP drafter
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int | None = Field(default=None, ge=1, le=1024)  # None: the runtime decides
+
+
+class ServerOptions(_Section):
+    """Who may come, how many, and how long is waited for them."""
+
+    host: str = "127.0.0.1"  # 0.0.0.0: every machine of the network may connect
+    port: int = Field(default=8000, ge=0, le=65535)  # 0: any free one
+    max_sessions: int = Field(default=8, ge=1, le=10_000)
+    idle_s: float = Field(default=60.0, gt=0)  # a connection that sends nothing for so long is closed
+    resume_s: float = Field(default=60.0, ge=0)  # a session whose connection was lost is kept for so long
+    drain_s: float = Field(default=30.0, ge=0)  # after SIGTERM, sessions may go on for so long
+    queue_ms: int = Field(default=10_000, ge=1000, le=600_000)  # audio that may wait in one session before its sender has to
+    upload_mb: int = Field(default=512, ge=1)  # largest file for /v1/audio/transcriptions
+    allow_hosts: tuple[str, ...] = ()  # names under which the server is reached, besides localhost and plain addresses
+    allow_origins: tuple[str, ...] = ()  # pages of other origins that may use it, e.g. https://captions.example
+
+
+class Options(_Section):
+    """A whole configuration file."""
+
+    model: ModelOptions = ModelOptions()
+    session: SessionOptions = SessionOptions()
+    server: ServerOptions = ServerOptions()
+
+
+def load_options(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Options:
+    """Defaults, then the YAML file, then ``overrides`` with dotted keys ({"session.block_ms": 320}; a value None says nothing).
+
+    Raises ConfigError naming the file, the key, what was got and what was expected.
+    """
+    raw = {} if path is None else _read_yaml(path)
+    for dotted, value in (overrides or {}).items():
+        if value is not None:
+            _put(raw, dotted, value)
+    return parse_options(raw, where="the options" if path is None else str(path))
+
+
+def parse_options(raw: Mapping[str, Any], *, where: str = "the options") -> Options:
+    """A nested mapping → Options. Raises ConfigError that lists everything wrong with it."""
+    try:
+        return Options.model_validate(raw)
+    except ValidationError as error:
+        problems = [_problem(dict(item)) for item in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+
+
+def _problem(item: Mapping[str, Any]) -> str:
+    place = cast(tuple[str | int, ...], item["loc"])
+    dotted = ".".join(map(str, place))
+    if item["type"] != "extra_forbidden":
+        shown = f", got {item['input']!r}" if not isinstance(item["input"], dict) else ""
+        return f"{dotted}: {item['msg']}{shown}"
+    known = _keys(place[:-1])
+    near = difflib.get_close_matches(str(place[-1]), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key {dotted!r}; {hint}"
+
+
+def _keys(place: tuple[str | int, ...]) -> list[str]:
+    """The keys that a section knows."""
+    section: type[BaseModel] = Options
+    for name in place:
+        inner = section.model_fields[str(name)].annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel), "only sections have keys"
+        section = inner
+    return sorted(section.model_fields)
+
+
+def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for name in sections:
+        raw = raw.setdefault(name, {})
+    raw[key] = value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections with keys, got {type(raw).__name__}")
+    return _plain(cast(dict[Any, Any], raw), path)
+
+
+def _plain(raw: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """A copy with string keys all the way down; a section left empty in the file counts as absent."""
+    plain: dict[str, Any] = {}
+    for key, value in raw.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: key {key!r} is {type(key).__name__}, expected a name")
+        if value is not None:
+            plain[key] = _plain(cast(dict[Any, Any], value), path) if isinstance(value, dict) else value
+    return plain

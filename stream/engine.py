@@ -1,0 +1,270 @@
+"""Many live streams on one model: an asyncio shell around ``scheduler``, with one worker thread that owns the model.
+
+The event loop takes audio in and hands events out; in between, turn after turn, the worker moves every stream's job one step. A session
+is touched by the worker during a turn and by the loop between two turns, never by both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import numpy as np
+
+from ..model.backend import Floats
+from ..model.errors import OverloadedError
+from ..model.load import Loaded
+from .config import Options, SessionOptions
+from .lag import LEVELS, REFUSING, Gauge
+from .live import Stream
+from .opening import Openings
+from .pcm import Encoding
+from .protocol import WireError
+from .scheduler import Scheduler
+from .session import Session
+from .stats import Stats, add_stats
+from .vad import Vad
+
+_LOG = logging.getLogger(__name__)
+_WARM_UP_S = 2
+_RETRY_S = 5.0
+_BACKGROUND_TURNS = 4  # behind schedule, streams that nobody watches take part in one turn of so many
+
+
+class Engine:
+    """One loaded model and all its streams. Use as ``async with Engine(...)``; all methods belong to its event loop."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        options: Options | None = None,
+        *,
+        gauge: Gauge | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        executor: Executor | None = None,
+        make_vad: Callable[[], Vad] | None = None,
+    ) -> None:
+        """``clock``: seconds that only grow. ``executor``: where the model runs; by default one thread. ``make_vad``: instead of
+        the detector that the options name."""
+        self.loaded, self.options = loaded, options or Options()
+        self.clock = clock
+        self.gauge = gauge or Gauge()
+        self.streams: dict[str, Stream] = {}
+        self.opened_count, self.refused_count = 0, 0
+        self.draining_until_s: float | None = None
+        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="dragoman-model")
+        self._owns_executor = executor is None
+        self._scheduler = Scheduler(loaded.backend)
+        self._openings = Openings(loaded.backend, loaded.prompts)
+        self._make_vad = make_vad
+        self._past = Stats()
+        self._wake = asyncio.Event()
+        self._opening = self._turns = 0
+        self._pump: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Engine:
+        self._pump = asyncio.create_task(self._run(), name="dragoman-engine")
+        self._pump.add_done_callback(self._pump_ended)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        assert self._pump is not None, "the engine was entered"
+        self._pump.cancel()
+        await asyncio.gather(self._pump, return_exceptions=True)
+        for stream in list(self.streams.values()):
+            stream.fail(WireError("draining", "the server has stopped"))
+        if self._owns_executor:
+            await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
+
+    # Streams
+
+    async def open(
+        self,
+        options: SessionOptions | None = None,
+        *,
+        sample_rate: int = 16_000,
+        channels: int = 1,
+        encoding: Encoding = "int16",
+        background: bool = False,
+    ) -> Stream:
+        """A new stream. ``background``: nobody watches it live (a file), so it takes what live streams leave.
+
+        Raises OverloadedError, WireError (draining), TaskError, AudioFormatError.
+        """
+        self.admit()
+        wanted = options or self.options.session
+        self._opening += 1  # from here on the place is taken
+        try:
+            session = await asyncio.get_running_loop().run_in_executor(
+                self._executor, lambda: self._session(wanted, sample_rate, channels, encoding)
+            )
+        finally:
+            self._opening -= 1
+        stream = Stream(
+            uuid.uuid4().hex,
+            session,
+            sample_rate,
+            channels,
+            encoding,
+            queue_ms=self.options.server.queue_ms,
+            background=background,
+            wake=self._wake.set,
+        )
+        if not background:
+            stream.level = self.gauge.level
+            session.economy = LEVELS[stream.level]
+        self.streams[stream.id] = stream
+        self.opened_count += 1
+        return stream
+
+    def admit(self) -> None:
+        """Raises OverloadedError, or WireError (draining), when there is no room for one more stream."""
+        most, taken = self.options.server.max_sessions, len(self.active) + self._opening
+        if self.draining_until_s is not None:
+            self.refused_count += 1
+            raise WireError("draining", "the server is stopping and takes no new session", retry_after_s=self.options.server.drain_s)
+        if taken >= most:
+            self.refused_count += 1
+            raise OverloadedError(f"{taken} of {most} sessions are in use", retry_after_s=_RETRY_S)
+        if self.gauge.level >= REFUSING:
+            self.refused_count += 1
+            behind_s = self.behind_ms() / 1000
+            raise OverloadedError(f"this machine is {behind_s:.1f} s behind schedule", retry_after_s=max(_RETRY_S, round(2 * behind_s, 1)))
+
+    def find(self, stream_id: str, after_seq: int) -> Stream:
+        """The stream that a client comes back to. Raises WireError if it is gone, or events after ``after_seq`` are."""
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.background:
+            kept_s = self.options.server.resume_s
+            raise WireError("unknown_session", f"no session {stream_id[:40]!r}; it is over, or was left for more than {kept_s:g} s")
+        if not stream.log.has(after_seq):
+            raise WireError("unknown_session", f"events after {after_seq} are not kept; the newest is {stream.log.last_seq}")
+        return stream
+
+    def detach(self, stream: Stream) -> None:
+        """The connection was lost, or has ended: the stream is kept for a while. What had arrived is heard meanwhile."""
+        stream.detached_s = self.clock()
+
+    def discard(self, stream: Stream) -> None:
+        """Forget a stream, whatever it is at."""
+        if self.streams.pop(stream.id, None) is not None:
+            add_stats(self._past, stream.session.stats)
+        stream.fail(WireError("unknown_session", "the session is over"))
+
+    @property
+    def active(self) -> list[Stream]:
+        """Streams that have not ended."""
+        return [stream for stream in self.streams.values() if not stream.over]
+
+    def behind_ms(self) -> float:
+        """How far the worst live stream is behind schedule."""
+        now_s = self.clock()
+        return max((stream.behind_ms(now_s) for stream in self.active if not stream.background), default=0.0)
+
+    def stats(self) -> Stats:
+        """Sums over all sessions since the start."""
+        total = Stats()
+        for stats in (self._past, *(stream.session.stats for stream in self.streams.values())):
+            add_stats(total, stats)
+        return total
+
+    # Time
+
+    def tick(self) -> None:
+        """To be called about once a second: forgets streams that were left, measures the lag, ends what outlasts the draining."""
+        now_s = self.clock()
+        for stream in list(self.streams.values()):
+            if stream.detached_s is not None and now_s - stream.detached_s >= self.options.server.resume_s:
+                self.discard(stream)
+        self._measure()
+        if self.draining_until_s is not None and now_s >= self.draining_until_s:
+            for stream in self.active:
+                stream.close()
+
+    def drain(self) -> None:
+        """Take no new stream; those there are have ``drain_s`` left."""
+        if self.draining_until_s is None:
+            within_s = self.options.server.drain_s
+            self.draining_until_s = self.clock() + within_s
+            for stream in self.active:
+                stream.warn(within_s)
+
+    @property
+    def drained(self) -> bool:
+        """Draining, every stream has ended, and every connection has left its stream."""
+        connected = any(stream.detached_s is None for stream in self.streams.values())
+        return self.draining_until_s is not None and not self.active and not connected
+
+    async def warm_up(self) -> None:
+        """Run everything once, so that the first client does not wait for it. Raises what a first session would raise."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._warm)
+
+    # The pump
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while await self._turn():
+                self._measure()
+
+    async def _turn(self) -> bool:
+        """One turn of all streams that have something to do. A function of its own, so that no stream is held while nothing is done."""
+        streams = self._next_turn()
+        if not streams:
+            return False
+        lanes = [stream.lane for stream in streams]
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._scheduler.turn, lanes)
+        for stream in streams:
+            stream.after_turn()
+        return True
+
+    def _next_turn(self) -> list[Stream]:
+        self._turns += 1
+        held_back = self.gauge.level > 0 and self._turns % _BACKGROUND_TURNS > 0
+        live = [stream for stream in self.active if not stream.background and stream.prepare()]
+        if live and held_back:
+            return live
+        return live + [stream for stream in self.active if stream.background and stream.prepare()]
+
+    def _measure(self) -> None:
+        before, level = self.gauge.level, self.gauge.update(self.behind_ms(), self.clock())
+        if level == before:
+            return
+        _LOG.warning("level of economy %d → %d: the worst stream is %.1f s behind schedule", before, level, self.behind_ms() / 1000)
+        for stream in self.active:
+            if not stream.background:
+                stream.session.economy = LEVELS[level]
+                stream.level = level
+                stream.tell()
+
+    def _pump_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.critical("the engine has failed", exc_info=error)
+            for stream in list(self.streams.values()):
+                stream.fail(RuntimeError(f"the engine has failed: {error!r}"))
+
+    # Sessions
+
+    def _session(self, options: SessionOptions, sample_rate: int, channels: int, encoding: Encoding) -> Session:
+        vad = None if self._make_vad is None else self._make_vad()
+        return Session(
+            self.loaded, options, sample_rate=sample_rate, channels=channels, encoding=encoding, vad=vad, openings=self._openings
+        )
+
+    def _warm(self) -> None:
+        session = Session(self.loaded, self.options.session, vad=_Always(), openings=self._openings)
+        noise = np.random.default_rng(0).normal(0.0, 0.01, _WARM_UP_S * 16_000)
+        session.push(noise.astype(np.float32))
+        session.finish()
+
+
+class _Always:
+    """Hears speech everywhere."""
+
+    def is_speech(self, frame: Floats) -> bool:
+        return True

@@ -1,0 +1,260 @@
+"""``POST /v1/audio/transcriptions``: a whole file in, its text out, in the shape of OpenAI's endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from ..model.errors import AudioFormatError
+from .captions import CueTimes, cut_cues, srt, vtt
+from .config import SessionOptions
+from .engine import Engine
+from .events import Final, Partial
+from .live import Stream
+from .protocol import WireError, failure
+from .source import FileSource
+
+Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
+FORMS: tuple[Form, ...] = ("json", "text", "srt", "vtt", "verbose_json")
+_BLOCK_MS = 1000
+_STATUS = {"bad_audio": 400, "bad_message": 400, "bad_task": 400, "too_large": 413, "overloaded": 503, "draining": 503}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the form asked for."""
+
+    file: UploadFile
+    form: Form
+    options: SessionOptions
+    words: bool  # word times in verbose_json
+    live: bool  # stream=true: server-sent events as the text appears
+
+
+async def transcriptions(request: Request) -> Response:
+    """The endpoint. Every error has OpenAI's shape: {"error": {message, type, param, code}}."""
+    try:
+        return await _serve(request, request.app.state.engine)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it
+    except Exception as error:
+        return error_response(error)
+
+
+def error_response(error: Exception) -> Response:
+    """An error → its status and OpenAI's shape."""
+    told = failure(error)
+    status, message, code = _STATUS.get(told.code, 500), told.message, str(told.code)
+    if isinstance(error, HTTPException):
+        status, message, code = error.status_code, str(error.detail), "bad_message"
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    headers = {} if told.retry_after_s is None else {"retry-after": str(max(1, round(told.retry_after_s)))}
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
+
+
+async def _serve(request: Request, engine: Engine) -> Response:
+    engine.admit()  # before a large file is taken in for nothing
+    folder = tempfile.TemporaryDirectory(prefix="dragoman-", ignore_cleanup_errors=True)
+    try:
+        bounded = Request(request.scope, _bounded(request.receive, engine.options.server.upload_mb))
+        async with bounded.form(max_files=1, max_fields=32) as form:
+            wish = read_form(form, engine.options.session)
+            source = await asyncio.to_thread(_store, wish.file, Path(folder.name) / "upload")
+        stream = await engine.open(
+            wish.options, sample_rate=source.sample_rate, channels=source.channels, encoding="float32", background=True
+        )
+    except BaseException:
+        folder.cleanup()
+        raise
+    job = _Job(engine, stream, source, folder)
+    if wish.live:
+        return _LiveResponse(job)
+    try:
+        finals = await job.whole(request)
+    finally:
+        await job.close()
+    return answer(wish.form, finals, language=wish.options.language, duration_s=stream.inbox.received_ms / 1000, words=wish.words)
+
+
+def read_form(form: FormData, options: SessionOptions) -> Wish:
+    """The fields we know; ``model``, ``prompt`` and ``temperature`` are taken and change nothing. Raises WireError."""
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise WireError("bad_message", "the form has no file in its field 'file', expected audio (WAV, FLAC, Ogg, MP3)")
+    wanted = str(form.get("response_format") or "json")
+    if wanted not in FORMS:
+        raise WireError("bad_message", f"response_format is {wanted[:40]!r}, expected one of {', '.join(FORMS)}")
+    live = str(form.get("stream") or "false").lower() in ("true", "1")
+    if live and wanted not in ("json", "text"):
+        raise WireError("bad_message", f"stream is true and response_format {wanted!r}, expected json or text")
+    language = form.get("language")
+    options = options.model_copy(update={"language": str(language)} if language else {})
+    words = "word" in form.getlist("timestamp_granularities[]")
+    return Wish(file, wanted, options, words, live)
+
+
+def answer(form: Form, finals: list[Final], *, language: str, duration_s: float, words: bool = False) -> Response:
+    """The segments of a file → the response in the form that was asked for."""
+    text = " ".join(final.text.strip() for final in finals if final.text.strip())
+    if form == "json":
+        return JSONResponse({"text": text})
+    if form == "text":
+        return PlainTextResponse(text + "\n")
+    if form in ("srt", "vtt"):
+        return PlainTextResponse(_captions(form == "srt", finals))
+    said: dict[str, Any] = {"task": "transcribe", "language": language, "duration": duration_s, "text": text}
+    said["segments"] = [
+        {
+            "id": number,
+            "start": final.start_ms / 1000,
+            "end": final.end_ms / 1000,
+            "text": final.text,
+            "avg_logprob": float(np.mean([word.logprob for word in final.words])) if final.words else 0.0,
+        }
+        for number, final in enumerate(final for final in finals if final.text)
+    ]
+    if words:
+        said["words"] = [
+            {"word": word.text.strip(), "start": word.start_ms / 1000, "end": word.end_ms / 1000}
+            for final in finals
+            for word in final.words
+        ]
+    return JSONResponse(said)
+
+
+def _captions(as_srt: bool, finals: list[Final]) -> str:
+    times, out = CueTimes(), io.StringIO()
+    cues = [cue for final in finals for cue in times.push(cut_cues(final.words))]
+    if not as_srt:
+        out.write("WEBVTT\n\n")
+    for number, cue in enumerate([*cues, *times.close()], 1):
+        out.write(srt(number, cue) if as_srt else vtt(cue))
+    return out.getvalue()
+
+
+class _Job:
+    """One file on its way through one stream."""
+
+    def __init__(self, engine: Engine, stream: Stream, source: FileSource, folder: tempfile.TemporaryDirectory[str]) -> None:
+        self._engine, self._stream, self._source, self._folder = engine, stream, source, folder
+        stream.attach(self)
+        self._feeder = asyncio.create_task(self._feed())
+
+    async def whole(self, request: Request) -> list[Final]:
+        """All segments. Raises ClientDisconnect when the client leaves: its file then costs nothing more."""
+        work = asyncio.create_task(self._finals())
+        gone = asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientDisconnect
+            return work.result()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def sent_events(self) -> AsyncIterator[str]:
+        """Server-sent events: transcript.text.delta as text is committed, at last transcript.text.done."""
+        said, said_segment = "", -1
+        try:
+            async for item in self._stream.follow(self):
+                if not (isinstance(item, tuple) and isinstance(item[1], Partial | Final) and item[1].delta):
+                    continue
+                delta, segment = item[1].delta, item[1].segment
+                if segment != said_segment:  # as ``answer`` joins segments
+                    delta, said_segment = (" " if said else "") + delta.lstrip(), segment
+                said += delta
+                yield _event({"type": "transcript.text.delta", "delta": delta})
+            yield _event({"type": "transcript.text.done", "text": said})
+        except Exception as error:
+            yield _event({"type": "error", **json.loads(bytes(error_response(error).body))})
+
+    async def close(self) -> None:
+        """Whatever happened: the stream's place is free again, the file is gone."""
+        self._feeder.cancel()
+        await asyncio.gather(self._feeder, return_exceptions=True)
+        self._engine.discard(self._stream)
+        self._source.close()
+        await asyncio.to_thread(self._folder.cleanup)
+
+    async def _finals(self) -> list[Final]:
+        return [item[1] async for item in self._stream.follow(self) if isinstance(item, tuple) and isinstance(item[1], Final)]
+
+    async def _feed(self) -> None:
+        blocks = self._source.blocks()
+        try:
+            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+                await self._stream.push(np.ascontiguousarray(block, dtype="<f4").tobytes())
+            self._stream.finish()
+        except AudioFormatError as error:  # the file is broken in the middle
+            self._stream.fail(_told(error, self._source.name))
+        except WireError:
+            return  # the stream has ended; its follower is told why
+
+
+class _LiveResponse(StreamingResponse):
+    """Server-sent events that clean up even when the client never read one."""
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__(job.sent_events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._job.close()
+
+
+def _store(upload: UploadFile, path: Path) -> FileSource:
+    """The upload as a file that can be sought in. Raises AudioFormatError under the name that the client gave it."""
+    with path.open("wb") as out:
+        shutil.copyfileobj(upload.file, out)
+    try:
+        return FileSource(path, _BLOCK_MS)
+    except AudioFormatError as error:
+        raise _told(error, str(path), upload.filename or "the file") from error
+
+
+def _told(error: AudioFormatError, path: str, name: str = "the file") -> AudioFormatError:
+    """The same error without a path of the server."""
+    return AudioFormatError(str(error).replace(path, name[:80]))
+
+
+def _event(mapping: dict[str, Any]) -> str:
+    return f"data: {json.dumps(mapping, ensure_ascii=False)}\n\n"
+
+
+def _bounded(receive: Receive, most_mb: int) -> Receive:
+    """``receive`` that raises 413 once a body is larger than ``most_mb``."""
+    left_bytes = most_mb * 1_000_000
+
+    async def bounded() -> Message:
+        nonlocal left_bytes
+        message = await receive()
+        left_bytes -= len(cast(bytes, message.get("body", b"")))
+        if left_bytes < 0:
+            raise WireError("too_large", f"the upload is larger than {most_mb} MB")
+        return message
+
+    return bounded
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

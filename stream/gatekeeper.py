@@ -1,0 +1,76 @@
+"""Who may talk to the server: an ASGI layer in front of everything, for HTTP and sockets alike.
+
+A page on the internet can make its reader's browser call a server on the reader's own machine. Two checks keep it out: the Origin must be
+the server's own, and the Host must be localhost, a plain address or a name that was allowed (a name that an attacker has pointed at
+127.0.0.1 is none of these).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# For the page: nothing but the server's own files and sockets; blobs are the page's own downloads and worklets.
+_PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; connect-src 'self'; img-src 'self' data:; media-src 'self' blob:; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+class Gatekeeper:
+    """Refuses foreign hosts and origins with 403, and puts safe headers on what is served."""
+
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str] = (), origins: Collection[str] = ()) -> None:
+        self._app = app
+        self._hosts = frozenset(name.lower() for name in hosts)
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        problem = self._problem(Headers(scope=scope))
+        if problem is not None:
+            await PlainTextResponse(problem + "\n", status_code=403)(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                named = {name for name, _ in message["headers"]}
+                extra = [(name.encode(), value.encode()) for name, value in _PAGE_HEADERS.items() if name.encode() not in named]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        await self._app(scope, receive, guarded)
+
+    def _problem(self, headers: Headers) -> str | None:
+        host = headers.get("host", "")
+        if not self._host_is_ours(host):
+            return f"host {host[:80]!r} is not known; start the server with --allow-host NAME to be reached under a name"
+        origin = headers.get("origin")
+        if origin is None or origin.lower().rstrip("/") in self._origins:
+            return None
+        if urlsplit(origin).netloc.lower() != host.lower():
+            return f"origin {origin[:80]!r} is not {host!r}; start the server with --allow-origin to let other pages use it"
+        return None
+
+    def _host_is_ours(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name == "localhost" or name.endswith(".localhost") or name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True

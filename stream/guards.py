@@ -1,0 +1,79 @@
+"""What keeps a language model from writing what nobody said. Each guard counts how often it stepped in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..model.config import SpecialIds
+from ..model.tokenizer import Tokenizer
+
+_CONTROL_NAMES = ("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|transcribe|>")
+_LONGEST_PERIOD_TOKENS = 24
+
+
+@dataclass(slots=True)
+class GuardCounts:
+    """How often each guard stepped in."""
+
+    capped: int = 0  # hypotheses that ran into the cap on tokens per second
+    loops: int = 0  # hypotheses cut at a repetition
+    special: int = 0  # hypotheses cut at a token that is not text
+    silent_frames: int = 0  # frames that never reached the model
+
+
+class Guards:
+    """The guards of one session."""
+
+    def __init__(self, special: Iterable[int], *, tokens_per_second: float, floor_tokens: int, loop_tokens: int, loop_copies: int) -> None:
+        self.counts = GuardCounts()
+        self._special = frozenset(special)
+        self._tokens_per_second, self._floor_tokens = tokens_per_second, floor_tokens
+        self._loop_tokens, self._loop_copies = loop_tokens, loop_copies
+
+    def limit_tokens(self, speech_s: float, committed_tokens: int) -> int:
+        """How many more tokens a segment with ``speech_s`` seconds of audio may hold."""
+        allowed = self._floor_tokens + math.ceil(self._tokens_per_second * speech_s)
+        return max(0, allowed - committed_tokens)
+
+    def keep(self, committed: Sequence[int], ids: Sequence[int], *, stopped: bool) -> tuple[int, bool]:
+        """How many of a hypothesis's ids are text to be trusted, and whether it was caught in a loop.
+
+        ``committed`` stands before them and may hold the beginning of a loop; ``stopped`` is False for a hypothesis that hit its limit.
+        """
+        kept = next((place for place, token in enumerate(ids) if token in self._special), len(ids))
+        if kept < len(ids):
+            self.counts.special += 1
+        elif not stopped:
+            self.counts.capped += 1
+        cut = find_loop([*committed, *ids[:kept]], self._loop_tokens, self._loop_copies)
+        if cut is None:
+            return kept, False
+        self.counts.loops += 1
+        return max(0, cut - len(committed)), True
+
+
+def find_loop(ids: Sequence[int], least_tokens: int, least_copies: int) -> int | None:
+    """Where a repetition should be cut: after its first copy. None if there is none.
+
+    A loop is a period of p tokens repeated at least ``least_copies`` times over at least ``least_tokens`` tokens in all, so that
+    "no, no, no" is none, but a sentence said three times is.
+    """
+    cuts: list[int] = []
+    for period in range(1, min(_LONGEST_PERIOD_TOKENS, len(ids) // least_copies) + 1):
+        needed = max(least_copies * period, least_tokens) - period  # tokens that must equal the one a period before
+        run = 0
+        for place in range(period, len(ids)):
+            run = run + 1 if ids[place] == ids[place - period] else 0
+            if run >= needed:
+                cuts.append(place - run + 1)
+                break
+    return min(cuts) if cuts else None
+
+
+def special_ids(special: SpecialIds, tokenizer: Tokenizer) -> frozenset[int]:
+    """Every id that must not stand in a transcript, stop tokens left out (those end it)."""
+    named = (tokenizer.id_of(name) for name in _CONTROL_NAMES)
+    ids = {special.pad, special.bos, special.begin_of_audio, special.begin_of_image, *special.suppressed}
+    return frozenset((ids | {token for token in named if token is not None}) - set(special.stop))

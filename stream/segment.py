@@ -1,0 +1,103 @@
+"""One segment of speech: its trunk (prompt and audio, append-only), its forks (hypotheses, translations) and its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..model.backend import Cache, Floats
+from ..model.decoder import Hypothesis, hypothesis
+from ..model.prompt import Prompts, Task
+from ..model.work import Job, Listen
+from .guards import Guards
+from .stats import Stats
+from .transcript import Transcript
+
+_SMOOTHED_FRAMES = 3
+_TRANSLATION_TOKENS = 4  # for one of the transcript: enough for a language that the vocabulary knows badly
+
+
+class Segment:
+    """``frames`` waiting for the next block, the ``cache`` of what was heard, the ``transcript`` of what was said."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        transcript: Transcript,
+        first_frame: int,
+        *,
+        prompts: Prompts,
+        task: Task,
+        guards: Guards,
+        stats: Stats,
+        max_draft: int,
+    ) -> None:
+        """``first_frame``: where the segment begins, counted from the beginning of the stream."""
+        self.cache, self.transcript, self.first_frame = cache, transcript, first_frame
+        self.waiting: list[Floats] = []  # frames [frame_samples], not yet in the trunk
+        self.heard_frames = 0  # in the trunk, padding left out
+        self.looped = False
+        self._prompts, self._task, self._guards, self._stats = prompts, task, guards, stats
+        self._max_draft = max_draft
+
+    @property
+    def heard_frame(self) -> int:
+        """One behind the last frame of the stream that is in the trunk."""
+        return self.first_frame + self.heard_frames
+
+    def listen(self) -> Job[None]:
+        """Append the waiting frames to the trunk. On an error they go on waiting."""
+        if self.waiting:
+            yield Listen(self.cache, np.stack(self.waiting))
+            self.heard_frames += len(self.waiting)
+            self.waiting = []
+
+    def cut(self) -> int:
+        """Cut at the quietest place among the waiting frames, which is seldom inside a word. Returns how many frames were cut off."""
+        if len(self.waiting) <= _SMOOTHED_FRAMES:
+            return 0
+        power = [float(np.mean(np.square(frame))) for frame in self.waiting]
+        # Smoothed: the closure before a "t" or "k" is silent too, but short.
+        smooth = np.convolve(power, np.ones(_SMOOTHED_FRAMES), mode="valid")
+        kept = int(np.argmin(smooth)) + 1 + _SMOOTHED_FRAMES // 2
+        rest = len(self.waiting) - kept
+        del self.waiting[kept:]
+        return rest
+
+    def pad(self, frames: int, frame_samples: int) -> Job[None]:
+        """Append silence that takes no stream time: a model that hears with a delay needs it before its last hypothesis."""
+        if frames > 0:
+            yield Listen(self.cache, np.zeros((frames, frame_samples), np.float32))
+
+    def guess(self, *, audio_s: float, heard_ms: int, word_is_over: bool) -> Job[int]:
+        """One fork: a new hypothesis, its agreed part committed. ``audio_s``: length of the segment so far; ``heard_ms``: where the speech
+        in it ends. Returns the index of the first new word in ``transcript.words``."""
+        text, draft = self.transcript, self.transcript.unstable_ids
+        limit_tokens = self._guards.limit_tokens(audio_s, len(text.committed_ids))
+        found = yield from self._fork(self._prompts.tail(self._task), text.committed_ids, draft, limit_tokens)
+        kept, looped = self._guards.keep(text.committed_ids, found.ids, stopped=found.stopped)
+        self.looped = self.looped or looped
+        agreed = min(found.agreed_tokens, kept)
+        self._stats.redrafted_tokens += len(draft)
+        self._stats.agreed_tokens += agreed
+        is_whole = kept == len(found.ids) and found.stopped
+        return text.update(found.ids[:kept], found.logprobs[:kept], agreed, heard_ms=heard_ms, word_is_over=word_is_over and is_whole)
+
+    def translate(self, target: str) -> Job[str]:
+        """A further turn of the same fork: the committed transcript into ``target``. Raises TaskError."""
+        said = self.transcript.committed_ids
+        forced = [*self._prompts.tail(self._task), *said, *self._prompts.translate(self._task, target)]
+        found = yield from self._fork(forced, (), (), _TRANSLATION_TOKENS * len(said) + 16)
+        kept, _ = self._guards.keep((), found.ids, stopped=found.stopped)
+        return self.transcript.decode(found.ids[:kept]).strip()
+
+    def _fork(self, tail: Sequence[int], committed: Sequence[int], draft: Sequence[int], limit_tokens: int) -> Job[Hypothesis]:
+        found = yield from hypothesis(
+            self.cache, tail, committed, draft, stop=self._prompts.stop, limit_tokens=limit_tokens, max_draft=self._max_draft
+        )
+        self._stats.hypotheses += 1
+        self._stats.forwards += found.forwards
+        self._stats.drafted_tokens += found.drafted_tokens
+        self._stats.accepted_tokens += found.accepted_tokens
+        return found

@@ -1,0 +1,184 @@
+"""The service: an ASGI app on an engine, and a uvicorn that warms up before it opens its port and drains before it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+
+from ..model.errors import ConfigError
+from .config import Options
+from .engine import Engine
+from .files import transcriptions
+from .gatekeeper import Gatekeeper
+from .lag import REFUSING
+from .metrics import CONTENT_TYPE, exposition
+from .native import native_socket
+from .protocol import LARGEST_AUDIO_BYTES, VERSION
+
+_LOG = logging.getLogger(__name__)
+_TICK_S = 1.0
+_DRAIN_TICK_S = 0.1
+_LAST_WORDS_S = 5  # for connections to close after every stream has ended
+
+
+def make_app(engine: Engine, *, pages: Path | None = None) -> Starlette:
+    """All endpoints. ``pages``: folder of the web page, served at /."""
+    routes: list[BaseRoute] = [
+        WebSocketRoute("/v1/stream", native_socket),
+        Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+        Route("/v1/info", _info),
+        Route("/healthz", _health),
+        Route("/metrics", _metrics),
+    ]
+    if pages is not None:
+        routes.append(Mount("/", StaticFiles(directory=pages, html=True)))
+    server = engine.options.server
+    app = Starlette(routes=routes, middleware=[Middleware(Gatekeeper, hosts=server.allow_hosts, origins=server.allow_origins)])
+    app.state.engine = engine
+    return app
+
+
+async def _tick(engine: Engine) -> None:
+    while True:
+        await asyncio.sleep(_TICK_S)
+        engine.tick()
+
+
+async def _info(request: Request) -> Response:
+    """What the server can do, for a page that fills its menus."""
+    engine: Engine = request.app.state.engine
+    options, prompts = engine.options.session, engine.loaded.prompts
+    return JSONResponse(
+        {
+            "version": VERSION,
+            "model": engine.loaded.backend.spec.name,
+            "language": options.language,
+            "targets": options.targets,
+            "languages": prompts.languages,
+            "known_targets": [code for code in prompts.targets if code != options.language],
+            "block_ms": options.block_ms,
+        }
+    )
+
+
+async def _health(request: Request) -> Response:
+    """200 while new sessions are taken, else 503, for load balancers."""
+    engine: Engine = request.app.state.engine
+    active, most = len(engine.active), engine.options.server.max_sessions
+    full = active >= most or engine.gauge.level >= REFUSING
+    status = "draining" if engine.draining_until_s is not None else "full" if full else "ok"
+    state = {
+        "status": status,
+        "sessions": active,
+        "max_sessions": most,
+        "level": engine.gauge.level,
+        "behind_ms": round(engine.behind_ms()),
+    }
+    return JSONResponse(state, 200 if status == "ok" else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(exposition(request.app.state.engine), media_type=CONTENT_TYPE)
+
+
+class Server(uvicorn.Server):
+    """The first SIGTERM or SIGINT drains, a second one stops at once. The signal is not raised again: it was obeyed."""
+
+    def __init__(self, app: Starlette, taken: socket.socket, opened: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            ws="websockets-sansio",
+            # A little above our own limit, so that a client that is slightly wrong gets a sentence and not only a code.
+            ws_max_size=LARGEST_AUDIO_BYTES + 64 * 1024,
+            ws_per_message_deflate=False,  # audio does not shrink
+            # A client that is held up by back-pressure answers no pings; what is dead is found by idle_s.
+            ws_ping_timeout=None,
+            limit_concurrency=4 * app.state.engine.options.server.max_sessions + 64,
+            lifespan="off",
+            timeout_graceful_shutdown=_LAST_WORDS_S,
+            log_config=None,
+            access_log=False,
+        )
+        super().__init__(config)
+        self._engine: Engine = app.state.engine
+        self._socket, self._opened = taken, opened
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drainer: asyncio.Task[None] | None = None
+
+    async def run_until_stopped(self) -> None:
+        """Serve on the socket given until the draining is over."""
+        self._loop = asyncio.get_running_loop()
+        await self.serve([self._socket])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Opens the port."""
+        await super().startup(sockets)
+        self._opened()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """In the main thread, between any two instructions: only hands over to the loop."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.stop, sig)
+
+    def stop(self, sig: int = signal.SIGTERM) -> None:
+        """Drain; at the second call, stop."""
+        if self._drainer is not None:
+            self.should_exit = True
+            self.force_exit = self.force_exit or sig == signal.SIGINT
+            return
+        _LOG.warning("stopping: %d sessions have up to %g s", len(self._engine.active), self._engine.options.server.drain_s)
+        self._engine.drain()
+        self._drainer = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._engine.options.server.drain_s + _LAST_WORDS_S):
+                while not self._engine.drained:
+                    self._engine.tick()
+                    await asyncio.sleep(_DRAIN_TICK_S)
+        self.should_exit = True
+
+
+def listen_on(options: Options) -> socket.socket:
+    """The port, taken but not yet open: nobody can connect before the model is warm. Raises ConfigError if it is in use."""
+    server = options.server
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((server.host, server.port))
+    except OSError as error:
+        taken.close()
+        raise ConfigError(f"cannot listen on {server.host}:{server.port}: {error.strerror or error}") from error
+    return taken
+
+
+async def serve(engine: Engine, taken: socket.socket, *, pages: Path | None = None, opened: Callable[[], None] = lambda: None) -> None:
+    """Warm up, open the port, serve until SIGTERM or SIGINT, drain. ``opened`` is called when clients may connect.
+
+    Raises what a first session would raise: a language that the model lacks is found here and not by the first client.
+    """
+    try:
+        async with engine:
+            await engine.warm_up()
+            ticker = asyncio.create_task(_tick(engine))
+            try:
+                await Server(make_app(engine, pages=pages), taken, opened).run_until_stopped()
+            finally:
+                ticker.cancel()
+    finally:
+        taken.close()

