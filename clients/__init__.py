@@ -1,0 +1,1 @@
+"""People: the command line, the microphone, and what is shown."""

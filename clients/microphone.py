@@ -1,0 +1,143 @@
+"""The microphone, through PortAudio (the extra ``mic``). The audio thread copies and hands over; it never waits."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..stream import DeviceError
+
+BLOCK_MS = 40
+QUEUE_BLOCKS = 250  # 10 s: longer than any pause of the model, short enough to notice
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An input device."""
+
+    index: int
+    name: str
+    channels: int
+    sample_rate: int
+    is_default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the microphone hands over: int16 [n, channels], and how many samples were lost just before."""
+
+    samples: NDArray[np.int16]
+    lost_samples: int
+
+
+class Microphone:
+    """An open input device: a context whose ``blocks`` go on until ``stop``."""
+
+    def __init__(self, device: int | None = None, *, queue_blocks: int = QUEUE_BLOCKS) -> None:
+        """``device``: index in ``devices()``, or None for the system's default. Raises DeviceError."""
+        self._audio = _sounddevice()
+        found = _find(device)
+        self.device, self.sample_rate, self.channels = found, found.sample_rate, 1
+        self._queue: queue.Queue[Heard | None] = queue.Queue(queue_blocks)
+        self._lost_samples = 0  # since the last block that found room
+        self._stopped = False
+
+    def __enter__(self) -> Microphone:
+        try:
+            self._stream: Any = self._audio.InputStream(
+                device=self.device.index,
+                samplerate=self.sample_rate,
+                channels=self.channels,
+                dtype="int16",
+                blocksize=self.sample_rate * BLOCK_MS // 1000,
+                callback=self._take,
+                finished_callback=self._finished,
+            )
+            self._stream.start()
+        except self._audio.PortAudioError as error:
+            raise DeviceError(f"microphone {self.device.index} ({self.device.name}) cannot be opened: {error}") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        self._stream.close()
+
+    def stop(self) -> None:
+        """End ``blocks`` after what has been recorded."""
+        self._stopped = True
+
+    def blocks(self, *, wait_s: float = 0.2) -> Iterator[Heard]:
+        """What was recorded, in order, until ``stop``. Raises DeviceError when the device disappears."""
+        while True:
+            try:
+                heard = self._queue.get(timeout=wait_s)
+            except queue.Empty:
+                if self._stopped:
+                    return
+                if not self._stream.active:
+                    raise DeviceError(f"microphone {self.device.index} ({self.device.name}) stopped: unplugged?") from None
+                continue
+            if heard is not None:
+                yield heard
+
+    def _take(self, samples: NDArray[np.int16], count: int, times: Any, status: Any) -> None:
+        """Called by the audio thread."""
+        if self._stopped:
+            return
+        try:
+            self._queue.put_nowait(Heard(samples.copy(), self._lost_samples))
+            self._lost_samples = 0
+        except queue.Full:
+            self._lost_samples += count
+
+    def _finished(self) -> None:
+        """Called by the audio thread when the stream ends: wakes ``blocks``."""
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            pass  # blocks() has enough to wake for
+
+
+def devices() -> list[Device]:
+    """All input devices. Raises DeviceError without PortAudio; an empty list means that there is no microphone."""
+    audio = _sounddevice()
+    default = _default_index(audio)
+    return [
+        Device(index, str(raw["name"]), int(raw["max_input_channels"]), int(raw["default_samplerate"]), index == default)
+        for index, raw in enumerate(audio.query_devices())
+        if int(raw["max_input_channels"]) > 0
+    ]
+
+
+def _find(wanted: int | None) -> Device:
+    found = devices()
+    if not found:
+        raise DeviceError("no microphone on this machine: found 0 input devices, expected at least one")
+    if wanted is None:
+        return next((device for device in found if device.is_default), found[0])
+    for device in found:
+        if device.index == wanted:
+            return device
+    known = ", ".join(f"{device.index} ({device.name})" for device in found)
+    raise DeviceError(f"no input device {wanted}; there are {known}")
+
+
+def _default_index(audio: Any) -> int:
+    return int(audio.default.device[0])
+
+
+def _sounddevice() -> Any:
+    """The sounddevice module; imported late because it opens PortAudio."""
+    try:
+        import sounddevice
+    except ImportError as error:
+        raise DeviceError('the microphone needs the package sounddevice: pip install "dragoman[mic]"') from error
+    except OSError as error:
+        raise DeviceError(f"the microphone needs the PortAudio library ({error}); on Debian: apt-get install libportaudio2") from error
+    return sounddevice

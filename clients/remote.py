@@ -1,0 +1,293 @@
+"""A stream through a server, for programs: audio in, events out. Survives lost connections without losing or repeating a word.
+
+async with Remote("localhost:8000", sample_rate=16_000) as remote:
+    ...                                  # await remote.send(pcm) from another task, await remote.finish() at the end
+    async for event in remote: ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_socket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+from ..stream import AudioFormatError, ConfigError, DragomanError, Ended, Event, OverloadedError, ProtocolError, TaskError
+from ..stream.protocol import Failure, Finish, Gap, Progress, Ready, Resume, ServerMessage, Start, WireError, read_server, write
+
+_SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4}
+_UNCONFIRMED_S = 60  # audio that is kept for a lost connection; a sender waits when more is on its way
+_MESSAGE_MS = 250
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+
+
+class Remote:
+    """One stream. ``ready`` is the server's answer, ``progress`` its newest word on how far it is."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        # Audio
+        sample_rate: int = 16_000,
+        channels: int = 1,
+        encoding: str = "pcm_s16le",
+        # Task; None: as the server is configured
+        language: str | None = None,
+        targets: Sequence[str] | None = None,
+        glossary: Sequence[str] | None = None,
+        block_ms: int | None = None,
+        # Parts that may be given
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """``url``: of the server, e.g. "localhost:8000". ``pause``: waits so many seconds before another try to connect.
+
+        Raises ConfigError for a URL that is none or a value out of range, AudioFormatError for an encoding that no server takes.
+        """
+        if encoding not in _SAMPLE_BYTES:
+            raise AudioFormatError(f"encoding {encoding!r}, expected one of {', '.join(_SAMPLE_BYTES)}")
+        self.url = socket_url(url)
+        self.ready: Ready | None = None
+        self.progress: Progress | None = None
+        try:
+            self._start = Start(
+                sample_rate=sample_rate,
+                channels=channels,
+                encoding=encoding,
+                language=language,
+                targets=None if targets is None else tuple(targets),
+                glossary=None if glossary is None else tuple(glossary),
+                block_ms=block_ms,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self._pause = pause
+        self._outbox = Outbox(_SAMPLE_BYTES[encoding] * channels, sample_rate * _MESSAGE_MS // 1000)
+        self._most_samples = sample_rate * _UNCONFIRMED_S
+        self._seq = 0
+        self._finished = False
+        self._error: Exception | None = None
+        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue(maxsize=1000)
+        self._more, self._room = asyncio.Event(), asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Remote:
+        """Connect. Raises ProtocolError (nobody there), OverloadedError, TaskError."""
+        socket = await self._open(self._start)
+        self._runner = asyncio.create_task(self._run(socket))
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        assert self._runner is not None, "the stream was entered"
+        self._runner.cancel()
+        await asyncio.gather(self._runner, return_exceptions=True)
+
+    async def send(self, pcm: bytes, *, last: bool = False) -> None:
+        """Whole samples of all channels; ``last``: nothing comes after them. Waits while too much is on its way, so events must be
+        read at the same time. Raises what has ended the stream."""
+        self._check()
+        self._outbox.add(pcm)
+        self._finished = last
+        self._more.set()
+        while self._outbox.waiting_samples > self._most_samples:
+            self._room.clear()
+            await self._room.wait()
+            if self._error is not None:
+                raise self._error
+
+    async def lose(self, samples: int) -> None:
+        """Tell that ``samples`` of each channel were lost before they could be sent."""
+        self._check()
+        self._outbox.skip(samples)
+        self._more.set()
+
+    async def finish(self) -> None:
+        """No more audio comes; the iteration ends with Ended."""
+        self._finished = True
+        self._more.set()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Events until Ended. Raises what has ended the stream."""
+        while True:
+            item = await self._events.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            if isinstance(item, Ended):
+                return
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._finished:
+            raise DragomanError("audio after finish(): the stream is over, expected a new Remote for more audio")
+
+    # The connection
+
+    async def _run(self, socket: ClientConnection) -> None:
+        """Talk; come back after every loss for as long as the server keeps the session."""
+        try:
+            while not await self._talk(socket):
+                socket = await self._reopen()
+        except Exception as error:
+            self._error = error
+            self._room.set()
+            await self._events.put(error)
+
+    async def _talk(self, socket: ClientConnection) -> bool:
+        """Send and receive until Ended (True) or until the connection is lost (False). Raises what the server complains of."""
+        sender = asyncio.create_task(self._send_all(socket))
+        try:
+            async for text in socket:
+                if await self._heard(read_server(str(text))):
+                    return True
+            return False
+        except ConnectionClosed:
+            return False
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+            await socket.close()
+
+    async def _heard(self, message: ServerMessage | tuple[int, Event]) -> bool:
+        if isinstance(message, tuple):
+            seq, event = message
+            self._seq = seq
+            await self._events.put(event)
+            return isinstance(event, Ended)
+        if isinstance(message, Progress):
+            self.progress = message
+            self._outbox.confirm(message.received_samples)
+            self._room.set()
+        elif isinstance(message, Failure):
+            raise error_of(message)
+        return False
+
+    async def _send_all(self, socket: ClientConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):  # the receiving side notices, too
+            while True:
+                self._more.clear()
+                while (piece := self._outbox.take()) is not None:
+                    await socket.send(piece if isinstance(piece, bytes) else write(Gap(samples=piece)))
+                if self._finished:
+                    await socket.send(write(Finish()))
+                    return
+                await self._more.wait()
+
+    async def _open(self, first: Start | Resume) -> ClientConnection:
+        """A connection whose first message was answered by Ready."""
+        try:
+            # No ping timeout: a server that is held up by back-pressure reads no pings.
+            socket = await open_socket(self.url, max_size=None, compression=None, ping_timeout=None)
+        except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
+            raise ProtocolError(f"cannot connect to {self.url}: {error or type(error).__name__}") from error
+        try:
+            await socket.send(write(first))
+            answer = read_server(str(await socket.recv()))
+            if isinstance(answer, Failure):
+                raise error_of(answer)
+            if not isinstance(answer, Ready):
+                raise ProtocolError(f"{self.url} answered {type(answer).__name__}, expected Ready")
+        except ConnectionClosed as error:
+            raise ProtocolError(f"{self.url} closed the connection: {error}") from error
+        except BaseException:
+            await socket.close()
+            raise
+        self.ready = answer
+        self._outbox.confirm(answer.received_samples)
+        self._outbox.go_back(answer.received_samples)
+        return socket
+
+    async def _reopen(self) -> ClientConnection:
+        """Resume, with longer and longer pauses, for as long as the server keeps the session."""
+        assert self.ready is not None, "there was a connection"
+        resume = Resume(session=self.ready.session, after_seq=self._seq)
+        waited_s, pause_s = 0.0, _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._open(resume)
+            except (WireError, OverloadedError, TaskError, AudioFormatError):
+                raise  # the server answered
+            except ProtocolError:
+                if waited_s >= self.ready.limits.resume_s:
+                    raise
+            await self._pause(pause_s)
+            waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+class Outbox:
+    """Audio by sample number: what is to be sent, and what was sent and may be wanted again. Pure."""
+
+    def __init__(self, step_bytes: int, message_samples: int) -> None:
+        """``step_bytes``: of one sample of all channels. ``message_samples``: a message holds no more, so that a loss costs little."""
+        self._step_bytes, self._message_samples = step_bytes, message_samples
+        self._pieces: deque[tuple[int, bytes | int]] = deque()  # (number of the first sample, audio or how many were lost)
+        self._end = self._next = 0
+
+    @property
+    def waiting_samples(self) -> int:
+        """Added and not yet confirmed."""
+        return self._end - self._pieces[0][0] if self._pieces else 0
+
+    def add(self, pcm: bytes) -> None:
+        """Raises AudioFormatError unless these are whole samples."""
+        if not pcm or len(pcm) % self._step_bytes:
+            raise AudioFormatError(f"{len(pcm)} bytes of audio, expected a multiple of {self._step_bytes}, at least one sample")
+        size = self._message_samples * self._step_bytes
+        for start in range(0, len(pcm), size):
+            part = pcm[start : start + size]
+            self._pieces.append((self._end, part))
+            self._end += len(part) // self._step_bytes
+
+    def skip(self, samples: int) -> None:
+        self._pieces.append((self._end, samples))
+        self._end += samples
+
+    def confirm(self, received_samples: int) -> None:
+        """Everything before this number is safe."""
+        while self._pieces and self._pieces[0][0] + self._length(self._pieces[0][1]) <= received_samples:
+            self._pieces.popleft()
+
+    def go_back(self, received_samples: int) -> None:
+        """The next piece to be sent begins with this sample."""
+        self._next = received_samples
+
+    def take(self) -> bytes | int | None:
+        """The next audio to send, or how many samples of a gap; None: nothing is left."""
+        for first, piece in self._pieces:
+            skipped = self._next - first
+            length = self._length(piece)
+            if skipped < length:
+                self._next = first + length
+                return piece[skipped * self._step_bytes :] if isinstance(piece, bytes) else piece - skipped
+        return None
+
+    def _length(self, piece: bytes | int) -> int:
+        return len(piece) // self._step_bytes if isinstance(piece, bytes) else piece
+
+
+def socket_url(url: str) -> str:
+    """ "localhost:8000" or "http://host:8000/" → "ws://host:8000/v1/stream". Raises ConfigError."""
+    whole = url if "://" in url else f"ws://{url}"
+    parts = urlsplit(whole)
+    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+    if scheme is None or not parts.hostname:
+        raise ConfigError(f"{url!r} is no address of a server; expected e.g. localhost:8000 or wss://captions.example")
+    path = parts.path if parts.path.strip("/") else "/v1/stream"
+    return f"{scheme}://{parts.netloc}{path}"
+
+
+def error_of(failure: Failure) -> DragomanError:
+    """What the server complains of → the exception that the same fault raises without a server."""
+    if failure.code == "overloaded":
+        return OverloadedError(failure.message, retry_after_s=failure.retry_after_s or 0.0)
+    if failure.code == "bad_task":
+        return TaskError(failure.message)
+    if failure.code == "bad_audio":
+        return AudioFormatError(failure.message)
+    return WireError(failure.code, failure.message, retry_after_s=failure.retry_after_s)

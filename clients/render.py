@@ -1,0 +1,137 @@
+"""Events → what people read: live text on a terminal, plain lines, JSON lines, SRT, VTT. The only file that writes to standard output."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal, Protocol, TextIO
+
+from ..stream.captions import CueTimes, cut_cues, spread, srt, vtt
+from ..stream.config import Options
+from ..stream.events import Dropped, Event, Final, Partial, SpeechStarted, Translation, to_mapping
+
+Form = Literal["live", "txt", "json", "srt", "vtt"]
+
+
+class Renderer(Protocol):
+    """Shows the events of one stream."""
+
+    def show(self, event: Event) -> None: ...
+
+    def close(self) -> None:
+        """Write what is still held back. Called once, also after an error."""
+        ...
+
+
+class TextRenderer:
+    """One line for each segment; translations below it, each behind its language."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Final) and event.text.strip():
+            self._line(event.text.strip())
+        elif isinstance(event, Translation) and event.text:
+            self._line(f"[{event.language}] {event.text}")
+
+    def close(self) -> None:
+        self._out.flush()
+
+    def _line(self, text: str) -> None:
+        self._out.write(text + "\n")
+        self._out.flush()  # a reader at the other end of a pipe sees each line when it is final
+
+
+class JsonRenderer:
+    """One event a line. ``name``, if given, goes into each line as ``file``."""
+
+    def __init__(self, out: TextIO, name: str | None = None) -> None:
+        self._out, self._name = out, name
+
+    def show(self, event: Event) -> None:
+        mapping = to_mapping(event)
+        if self._name is not None:
+            mapping["file"] = self._name
+        self._out.write(json.dumps(mapping, ensure_ascii=False) + "\n")
+        self._out.flush()
+
+    def close(self) -> None:
+        self._out.flush()
+
+
+class CaptionRenderer:
+    """SubRip or WebVTT, of the transcript or (``language``) of one translation."""
+
+    def __init__(self, out: TextIO, form: Literal["srt", "vtt"], language: str | None = None) -> None:
+        self._out, self._form, self._language = out, form, language
+        self._times, self._number = CueTimes(), 0
+        if form == "vtt":
+            out.write("WEBVTT\n\n")
+
+    def show(self, event: Event) -> None:
+        if self._language is None and isinstance(event, Final):
+            words = list(event.words)
+        elif isinstance(event, Translation) and event.language == self._language:
+            words = spread(event.text, event.start_ms, event.end_ms)
+        else:
+            return
+        for cue in self._times.push(cut_cues(words)):
+            self._write(srt(self._next(), cue) if self._form == "srt" else vtt(cue))
+
+    def close(self) -> None:
+        for cue in self._times.close():
+            self._write(srt(self._next(), cue) if self._form == "srt" else vtt(cue))
+        self._out.flush()
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _write(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+
+class LiveRenderer:
+    """A terminal: committed words plain, the unstable tail dim; a finished segment stays above as a line of its own."""
+
+    def __init__(self, out: TextIO, *, animate: bool | None = None) -> None:
+        """``animate``: redraw the current line in place; by default where the terminal can."""
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(file=out, force_terminal=animate, highlight=False, soft_wrap=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._committed = ""
+        self._live.start()
+
+    def show(self, event: Event) -> None:
+        from rich.text import Text
+
+        if isinstance(event, SpeechStarted):
+            self._committed = ""
+        elif isinstance(event, Partial):
+            self._committed += event.delta
+            self._live.update(Text.assemble(self._committed, (event.tail, "dim")), refresh=True)
+        elif isinstance(event, Final):
+            self._live.update(Text(""), refresh=True)
+            if event.text.strip():
+                self._console.print(Text(event.text.strip()))
+        elif isinstance(event, Translation) and event.text:
+            self._console.print(Text.assemble((f"[{event.language}] ", "cyan"), event.text))
+        elif isinstance(event, Dropped):
+            self._console.print(Text(f"({event.duration_ms} ms of audio lost: this machine is too slow)", "red"))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def make_renderer(form: Form, out: TextIO, options: Options, *, name: str | None = None) -> Renderer:
+    """The renderer of a form. Captions hold the first translation wanted, or else the transcript."""
+    if form == "live":
+        return LiveRenderer(out)
+    if form == "json":
+        return JsonRenderer(out, name)
+    if form == "txt":
+        return TextRenderer(out)
+    return CaptionRenderer(out, form, next(iter(options.session.targets), None))

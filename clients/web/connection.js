@@ -1,0 +1,185 @@
+/**
+ * One stream on the native socket (docs/protocol.md): audio out, events in, and on with it when the connection is lost.
+ *
+ * Audio is kept until the server confirms it. After a lost connection the session is resumed, and what the server lacks is sent again: no
+ * word is lost and none comes twice.
+ *
+ * @typedef {{code: string, message: string, retry_after_s?: number}} Failure
+ * @typedef {{
+ *   ready?: (message: any) => void,
+ *   event?: (event: any) => void,
+ *   progress?: (clocks: {received_ms: number, processed_ms: number, committed_ms: number}, level?: number) => void,
+ *   notice?: (message: string, within_s: number) => void,
+ *   waiting?: (why: "connecting" | "lost" | "busy", retry_in_s: number, message: string) => void,
+ *   closed?: (failure: Failure | null) => void,
+ * }} Handlers `closed` is called exactly once; null: the stream ended as it should
+ */
+
+import { Unconfirmed } from "./unconfirmed.js";
+
+const KEPT_S = 120; // audio kept without a connection; older audio becomes a gap
+const SOCKET_BYTES = 256 * 1024; // the rest waits here, where it can still be counted
+const PUMP_MS = 100;
+const KEEP_ALIVE_MS = 20_000;
+const BACKOFF_S = [0.25, 0.5, 1, 2, 4, 8];
+const SHORTEST_RETRY_S = 0.5;
+const BUSY_RETRY_S = 5;
+
+export class Stream {
+  /**
+   * @param {string} url of the socket
+   * @param {Record<string, any>} start what the start message says beside its type; sample_rate is required
+   * @param {Handlers} handlers
+   */
+  constructor(url, start, handlers) {
+    this.url = url;
+    this.startMessage = { type: "start", version: 1, channels: 1, encoding: "pcm_s16le", ...start };
+    this.handlers = handlers;
+    this.audio = new Unconfirmed(KEPT_S * start.sample_rate);
+    this.sample_rate = start.sample_rate;
+    this.session = "";
+    this.lastSeq = 0;
+    this.resume_s = 60;
+    this.finishing = this.finishSent = this.ready = this.closed = this.everOpen = false;
+    /** @type {Failure | null} */
+    this.failure = null;
+    /** @type {number | null} when the connection was lost, ms of the page's clock */
+    this.lostAt_ms = null;
+    this.attempts = 0;
+    this.lastSent_ms = 0;
+    this.pumping = setInterval(() => this.pump(), PUMP_MS);
+    this.connect();
+  }
+
+  /** Audio that was handed over, in ms of stream time. */
+  get captured_ms() {
+    return (this.audio.end * 1000) / this.sample_rate;
+  }
+
+  /** Audio that was handed over and is not yet safe with the server, in seconds. */
+  get unconfirmed_s() {
+    return (this.audio.end - this.audio.begin) / this.sample_rate;
+  }
+
+  /** @param {Int16Array} samples */
+  send(samples) {
+    if (this.finishing || this.closed) return;
+    this.audio.push(samples);
+    this.pump();
+  }
+
+  /** No more audio comes: everything is committed, then `closed` is called. */
+  finish() {
+    this.finishing = true;
+    this.pump();
+  }
+
+  /** Give up at once. @param {Failure | null} failure */
+  close(failure) {
+    if (this.closed) return;
+    this.closed = true;
+    clearInterval(this.pumping);
+    clearTimeout(this.retrying);
+    this.socket.close();
+    this.handlers.closed?.(failure);
+  }
+
+  connect() {
+    this.ready = this.finishSent = false;
+    this.failure = null;
+    const socket = (this.socket = new WebSocket(this.url));
+    socket.onopen = () => {
+      this.everOpen = true;
+      this.say(this.session ? { type: "resume", version: 1, session: this.session, after_seq: this.lastSeq } : this.startMessage);
+    };
+    socket.onmessage = ({ data }) => this.take(JSON.parse(data));
+    socket.onclose = ({ code, reason }) => socket === this.socket && this.dropped(code, reason);
+  }
+
+  /** @param {any} message of the server */
+  take(message) {
+    switch (message.type) {
+      case "ready":
+        return this.begin(message);
+      case "progress":
+        this.audio.confirm(message.received_samples);
+        this.handlers.progress?.(message.clocks, message.level);
+        return this.pump();
+      case "notice":
+        return this.handlers.notice?.(message.message, message.within_s);
+      case "error":
+        this.failure = message;
+        return;
+      default:
+        if (message.seq <= this.lastSeq) return; // came before the connection was lost
+        this.lastSeq = message.seq;
+        this.handlers.event?.(message);
+        this.handlers.progress?.(message.clocks);
+        if (message.type === "ended") this.close(null);
+    }
+  }
+
+  /** @param {any} message ready */
+  begin(message) {
+    this.session = message.session;
+    this.resume_s = message.limits.resume_s;
+    this.ready = true;
+    this.lostAt_ms = null;
+    this.attempts = 0;
+    this.audio.confirm(message.received_samples);
+    this.audio.rewind(message.received_samples);
+    this.handlers.ready?.(message);
+    this.pump();
+  }
+
+  /** Gives the socket as much audio as it should hold, then the end of the stream. */
+  pump() {
+    if (!this.ready || this.socket.readyState !== WebSocket.OPEN) return;
+    while (this.socket.bufferedAmount < SOCKET_BYTES) {
+      const lost_samples = this.audio.skipForgotten();
+      if (lost_samples) this.say({ type: "gap", samples: lost_samples });
+      const block = this.audio.next();
+      if (!block) {
+        if (this.finishing && !this.finishSent) {
+          this.finishSent = true;
+          this.say({ type: "finish" });
+        }
+        break;
+      }
+      this.socket.send(block);
+      this.lastSent_ms = performance.now();
+    }
+    if (!this.finishSent && performance.now() - this.lastSent_ms > KEEP_ALIVE_MS) this.say({ type: "keep_alive" });
+  }
+
+  /** @param {object} message */
+  say(message) {
+    this.socket.send(JSON.stringify(message));
+    this.lastSent_ms = performance.now();
+  }
+
+  /** The socket has closed: for good, or to be opened again. @param {number} code @param {string} reason */
+  dropped(code, reason) {
+    this.ready = false;
+    const failure = this.failure;
+    if (this.closed) return;
+    if (failure && ["overloaded", "draining"].includes(failure.code) && !this.session) {
+      return this.retry("busy", failure.retry_after_s ?? BUSY_RETRY_S, failure.message);
+    }
+    if (failure && failure.code !== "idle") return this.close(failure);
+    if (!this.everOpen) return this.close({ code: "unreachable", message: `no answer from ${this.url}` });
+    const now_ms = performance.now();
+    this.lostAt_ms ??= now_ms;
+    if (now_ms - this.lostAt_ms > this.resume_s * 1000) {
+      return this.close({ code: "lost", message: `no connection for ${Math.round(this.resume_s)} s (${reason || `close code ${code}`})` });
+    }
+    this.retry("lost", BACKOFF_S[Math.min(this.attempts++, BACKOFF_S.length - 1)], reason);
+  }
+
+  /** @param {"lost" | "busy"} why @param {number} wait_s @param {string} message */
+  retry(why, wait_s, message) {
+    const retry_in_s = why === "busy" ? Math.max(wait_s, SHORTEST_RETRY_S) : wait_s;
+    this.handlers.waiting?.(why, retry_in_s, message);
+    this.retrying = setTimeout(() => this.connect(), retry_in_s * 1000);
+  }
+}

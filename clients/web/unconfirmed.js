@@ -1,0 +1,52 @@
+/** Audio that the server has not yet confirmed, by sample number; what is to be sent next is a place in it. Pure. */
+
+export class Unconfirmed {
+  /** @param {number} most_samples kept at most; older ones are forgotten, and `skipForgotten` tells how many */
+  constructor(most_samples) {
+    this.most_samples = most_samples;
+    /** @type {{at: number, samples: Int16Array}[]} without holes, in order */
+    this.blocks = [];
+    this.end = 0; // number of the sample that comes next
+    this.cursor = 0; // number of the sample to be sent next
+  }
+
+  /** Number of the oldest sample that is kept. */
+  get begin() {
+    return this.blocks.length ? this.blocks[0].at : this.end;
+  }
+
+  /** @param {Int16Array} samples at least one */
+  push(samples) {
+    this.blocks.push({ at: this.end, samples });
+    this.end += samples.length;
+    while (this.end - this.begin > this.most_samples) this.blocks.shift();
+  }
+
+  /** Samples before number `count` are safe with the server. @param {number} count */
+  confirm(count) {
+    while (this.blocks.length && this.blocks[0].at + this.blocks[0].samples.length <= count) this.blocks.shift();
+    this.cursor = Math.max(this.cursor, Math.min(count, this.end));
+  }
+
+  /** Send again from sample number `count` on. @param {number} count */
+  rewind(count) {
+    this.cursor = count;
+  }
+
+  /** How many samples were forgotten before they could be sent; asked once, they are passed over. */
+  skipForgotten() {
+    const lost_samples = Math.max(0, this.begin - this.cursor);
+    this.cursor += lost_samples;
+    return lost_samples;
+  }
+
+  /** The next block to send, or null when nothing waits. @returns {Int16Array | null} */
+  next() {
+    if (this.cursor >= this.end) return null;
+    const place = this.blocks.findIndex(({ at, samples }) => at + samples.length > this.cursor);
+    const { at, samples } = this.blocks[place];
+    const block = this.cursor > at ? samples.subarray(this.cursor - at) : samples;
+    this.cursor = at + samples.length;
+    return block;
+  }
+}
