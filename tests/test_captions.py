@@ -1,0 +1,71 @@
+"""Cues that can be read: two lines of 42 characters, in order, no word lost."""
+
+from __future__ import annotations
+
+from dragoman.stream.captions import LINE_CHARACTERS, LINES, LONGEST_MS, SHORTEST_MS, Cue, CueTimes, cut_cues, spread, srt, stamp, vtt
+from dragoman.stream.events import Word
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@st.composite
+def spoken(draw: st.DrawFn) -> list[Word]:
+    """Words with times that do not go back."""
+    words, at_ms = list[Word](), draw(st.integers(0, 5000))
+    for text, gap_ms, length_ms in draw(
+        st.lists(st.tuples(st.text("abc.?", min_size=1, max_size=50), st.integers(0, 900), st.integers(0, 900)), max_size=40)
+    ):
+        words.append(Word(f" {text}", at_ms + gap_ms, at_ms + gap_ms + length_ms, -0.1))
+        at_ms += gap_ms + length_ms
+    return words
+
+
+@given(spoken())
+def test_cues_hold_every_word_and_fit_the_screen(words: list[Word]) -> None:
+    cues = cut_cues(words)
+    shown = "".join("".join(cue.lines) for cue in cues).replace(" ", "")
+    assert shown == "".join(word.text for word in words).replace(" ", "")
+    for cue in cues:
+        assert 1 <= len(cue.lines) <= LINES and all(len(line) <= LINE_CHARACTERS for line in cue.lines)
+        assert cue.start_ms <= cue.end_ms
+
+
+@given(st.lists(spoken(), max_size=4))
+def test_cue_times_never_overlap(segments: list[list[Word]]) -> None:
+    times, shown, offset = CueTimes(), list[Cue](), 0
+    for words in segments:
+        moved = [Word(word.text, word.start_ms + offset, word.end_ms + offset, 0) for word in words]
+        shown += times.push(cut_cues(moved))
+        offset = moved[-1].end_ms if moved else offset
+    shown += times.close()
+    for cue, following in zip(shown, shown[1:], strict=False):
+        assert cue.start_ms < cue.end_ms <= following.start_ms
+
+
+def test_a_short_cue_stands_for_a_second_if_there_is_room() -> None:
+    times = CueTimes()
+    shown = [*times.push([Cue(0, 200, ("a",)), Cue(5000, 5100, ("b",)), Cue(5300, 5400, ("c",))]), *times.close()]
+    assert [(cue.start_ms, cue.end_ms) for cue in shown] == [(0, SHORTEST_MS), (5000, 5300), (5300, 5300 + SHORTEST_MS)]
+
+
+def test_cues_break_at_sentences_and_after_six_seconds() -> None:
+    words = [
+        Word(f" {text}", 500 * place, 500 * place + 500, 0)
+        for place, text in enumerate("We met. They left early and nobody of us knew why. So cold.".split())
+    ]
+    assert [" ".join(cue.lines) for cue in cut_cues(words)] == ["We met. They left early and nobody of us knew why.", "So cold."]
+    slow = [Word(" word", 2000 * place, 2000 * place + 2000, 0) for place in range(6)]
+    assert all(cue.end_ms - cue.start_ms <= LONGEST_MS for cue in cut_cues(slow)) and len(cut_cues(slow)) == 2
+
+
+def test_a_translation_shares_the_time_of_its_segment() -> None:
+    words = spread("ein Wort", 1000, 2000)
+    assert [(word.text, word.start_ms, word.end_ms) for word in words] == [(" ein", 1000, 1444), (" Wort", 1444, 2000)]
+    assert spread("", 0, 100) == []
+
+
+def test_formats() -> None:
+    cue = Cue(3_723_004, 3_724_000, ("a < b &", "c"))
+    assert srt(7, cue) == "7\n01:02:03,004 --> 01:02:04,000\na < b &\nc\n\n"
+    assert vtt(cue) == "01:02:03.004 --> 01:02:04.000\na &lt; b &amp;\nc\n\n"
+    assert stamp(360_000_000, ".") == "100:00:00.000"

@@ -1,0 +1,147 @@
+"""The command as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dragoman.clients.cli import main
+
+from .tiny import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_model(tmp_path_factory.mktemp("tiny")))
+
+
+def test_a_file_goes_through_the_whole_command(tiny: str, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A random model: the words are nonsense, the way of the data is not. Ogg Opus, stereo, 48 kHz, silero, torch."""
+    assert main(["transcribe", str(clips / "talk.ogg"), "--model", tiny, "--json", "--to", "de", "--stats", "--threads", "1"]) == 0
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert events[0]["type"] == "speech_started" and 0 < events[0]["at_ms"] < 700
+    assert events[-1]["type"] == "ended" and abs(events[-1]["audio_ms"] - 8100) < 100
+    assert [event["segment"] for event in events if event["type"] == "final"] == [0, 1]
+    assert "real-time factor" in err
+
+
+def test_options_come_from_file_and_flags(tiny: str, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"model: {{name: {json.dumps(tiny)}, threads: 1}}\nsession: {{vad: {{kind: webrtc}}}}\n")
+    assert main(["transcribe", str(clips / "market.flac"), "--config", str(config), "--block-ms", "960", "--json"]) == 0
+    assert '"final"' in capsys.readouterr().out
+    config.write_text("session: {blok_ms: 1}")
+    assert main(["transcribe", "a.wav", "--config", str(config)]) == 1
+    assert "did you mean 'block_ms'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["transcribe", "a.wav", "--model", "nowhere"], "'nowhere' is neither a folder"),
+        (["transcribe", "a.wav", "--block-ms", "3"], "session.block_ms"),
+        (["transcribe", "a.wav", "b.wav", "--srt"], "2 files would become one srt file"),
+        (["transcribe", "a.wav", "--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert says in err and err.startswith("dragoman: ") and err.count("\n") == 1
+
+
+def test_a_language_that_the_model_lacks(tiny: str, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", str(clips / "market.flac"), "--model", tiny, "--to", "de,sv"]) == 1
+    assert "'sv'; it knows de, es, fr" in capsys.readouterr().err
+
+
+def test_a_machine_without_a_microphone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    for arguments in (["listen"], ["devices"]):
+        assert main(arguments) == 1
+        assert capsys.readouterr().err.startswith("dragoman: the microphone needs the package sounddevice")
+
+
+def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["transcribe", "--help"], ["listen", "--help"], ["devices", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        assert "usage: dragoman" in capsys.readouterr().out
+    assert main([]) == 2
+    assert "dragoman transcribe talk.flac" in capsys.readouterr().out
+    for arguments in (["transcribe"], ["transcribe", "a.wav", "--srt", "--json"], ["sing"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+
+
+def test_the_module_is_the_command_and_help_imports_nothing_heavy() -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['dragoman', '--version']\n"
+        "try: runpy.run_module('dragoman.clients', run_name='__main__')\n"
+        "except SystemExit as ended: assert not ended.code, ended.code\n"
+        "print(sorted(name for name in ('numpy', 'rich', 'torch', 'pydantic', 'soundfile') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    version, heavy = done.stdout.splitlines()
+    assert version.startswith("dragoman ") and heavy == "[]"
+
+
+def test_a_reader_that_leaves_is_no_error(tiny: str, clips: Path) -> None:
+    """As in: dragoman transcribe talk.ogg --json | head -1."""
+    command = [
+        sys.executable,
+        "-m",
+        "dragoman.clients",
+        "transcribe",
+        str(clips / "market.flac"),
+        "--model",
+        tiny,
+        "--json",
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None and running.stderr is not None
+        assert "speech_started" in running.stdout.readline()
+        running.stdout.close()
+        err = running.stderr.read()
+    assert "Traceback" not in err and running.returncode in (0, -13)
+
+
+def test_train_names_the_nearest_key_of_a_wrong_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("folder: x\nstores: []\ntrain: {step: 3}\n")
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 1
+    assert "'steps'" in capsys.readouterr().err
+
+
+@pytest.mark.train
+def test_a_user_fine_tunes_on_a_folder_of_audio_and_text(
+    tiny: str, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a model folder and sound files with a .txt beside each to a model folder that transcribes."""
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"""
+folder: {tmp_path / "run"}
+start_from: {tiny}
+stores: [{{folder: {tmp_path / "store"}, audio: {clips}, features: false}}]
+depths: {{mel: 1, features: 1, ctc: 2}}
+batches: {{shapes: [[448, 2, 1.0]], labelled: 1.0, silence: 0.0}}
+train: {{steps: 2, warmup_steps: 1, mel_steps: 0, hearing_steps: 0, log_every: 1, threads: 1, compile: false}}
+"""
+    )
+    assert main(["train", "--config", str(config)]) == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log] == [1, 2] and all(record["words"] > 0 for record in log)
+    from dragoman.model.training.package import main as package
+
+    package([str(tmp_path / "run"), str(tmp_path / "tuned")])
+    assert main(["transcribe", str(clips / "market.flac"), "--model", str(tmp_path / "tuned"), "--json", "--threads", "1"]) == 0
+    assert '"final"' in capsys.readouterr().out

@@ -1,0 +1,192 @@
+"""Files over HTTP, in the shape of OpenAI's endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import urllib.error
+import urllib.request
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from dragoman.stream.engine import Engine
+
+from .fakes import ScriptedBackend, speech
+from .live import Live, breath, make_engine, run, serving
+
+TEXT = "the quick brown fox jumps over a lazy dog."
+EDGE = "----------an-edge"
+
+
+def audio(form: str = "FLAC", text: str = TEXT, sample_rate: int = 16_000) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, np.concatenate([speech(text, silence_s=1.0), speech("five trains", silence_s=1.0)]), sample_rate, format=form)
+    return out.getvalue()
+
+
+def body(file: bytes | None, **fields: str) -> bytes:
+    parts = [f'--{EDGE}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
+    if file is not None:
+        head = f'--{EDGE}\r\nContent-Disposition: form-data; name="file"; filename="talk.flac"\r\nContent-Type: audio/flac\r\n\r\n'
+        parts.append(head.encode() + file + b"\r\n")
+    return b"".join(parts) + f"--{EDGE}--\r\n".encode()
+
+
+def post(live: Live, data: bytes, kind: str = f"multipart/form-data; boundary={EDGE}") -> tuple[int, str, dict[str, str]]:
+    request = urllib.request.Request(live.http + "/v1/audio/transcriptions", data, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), dict(error.headers)
+
+
+def ask(data: bytes, engine: Engine | None = None, **parts: Any) -> tuple[int, str, dict[str, str]]:
+    async def test() -> tuple[int, str, dict[str, str]]:
+        async with serving(engine or make_engine(**parts)) as live:
+            answer = await asyncio.to_thread(post, live, data)
+            while live.engine.streams:
+                await breath()
+            return answer
+
+    return run(test())
+
+
+@pytest.mark.parametrize("form", ["FLAC", "WAV", "OGG"])
+def test_json_is_the_default(form: str) -> None:
+    status, text, headers = ask(body(audio(form), model="whisper-1"))
+    assert (status, json.loads(text)) == (200, {"text": f"{TEXT} five trains"})
+    assert headers["content-type"] == "application/json"
+
+
+def test_text() -> None:
+    assert ask(body(audio(), response_format="text"))[:2] == (200, f"{TEXT} five trains\n")
+
+
+def test_srt_and_vtt() -> None:
+    _, srt, _ = ask(body(audio(), response_format="srt"))
+    assert re.match(r"1\n00:00:00,\d{3} --> 00:00:0\d,\d{3}\nthe quick brown fox", srt)
+    assert re.search(r"\n2\n00:00:0[45],\d{3} --> 00:00:0\d,\d{3}\nfive trains\n", srt)
+    _, vtt, _ = ask(body(audio(), response_format="vtt"))
+    assert vtt.startswith("WEBVTT\n\n00:00:00.") and "five trains" in vtt
+
+
+def test_verbose_json_has_segments_and_words() -> None:
+    _, text, _ = ask(body(audio(), response_format="verbose_json", **{"timestamp_granularities[]": "word", "language": "en"}))
+    said = json.loads(text)
+    assert (said["task"], said["language"], said["text"]) == ("transcribe", "en", f"{TEXT} five trains")
+    assert said["duration"] == pytest.approx(6.4)
+    assert [segment["text"].strip() for segment in said["segments"]] == [TEXT, "five trains"]
+    assert [word["word"] for word in said["words"]] == f"{TEXT} five trains".split()
+    assert all(before["end"] <= after["start"] for before, after in zip(said["segments"], said["segments"][1:], strict=False))
+
+
+def test_server_sent_events() -> None:
+    status, text, headers = ask(body(audio(), stream="true"))
+    events = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line]
+    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    assert [event["type"] for event in events[:-1]] == ["transcript.text.delta"] * (len(events) - 1) and len(events) > 3
+    assert "".join(event["delta"] for event in events[:-1]) == events[-1]["text"] == f"{TEXT} five trains"
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code", "says"),
+    [
+        (body(None, model="x"), 400, "bad_message", "no file in its field 'file'"),
+        (body(audio(), response_format="docx"), 400, "bad_message", "'docx', expected one of json, text, srt"),
+        (body(audio(), response_format="srt", stream="true"), 400, "bad_message", "expected json or text"),
+        (body(audio(), language="xx"), 400, "bad_task", "does not transcribe 'xx'"),
+        (body(b"no audio at all"), 400, "bad_audio", "talk.flac: "),
+        (body(b""), 400, "bad_audio", "talk.flac: "),
+        (b"garbage", 400, "bad_message", ""),
+    ],
+)
+def test_errors_have_openais_shape(data: bytes, status: int, code: str, says: str) -> None:
+    got, text, _ = ask(data)
+    error = json.loads(text)["error"]
+    assert (got, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    assert says in error["message"] and "/tmp" not in error["message"]
+
+
+def test_a_file_that_breaks_off_is_an_error() -> None:
+    whole = audio()
+    status, text, _ = ask(body(whole[: len(whole) // 2]))
+    assert status == 400 and "broken after" in json.loads(text)["error"]["message"]
+
+
+def test_a_form_of_another_kind() -> None:
+    async def test() -> tuple[int, str, dict[str, str]]:
+        async with serving(make_engine()) as live:
+            return await asyncio.to_thread(post, live, b'{"file": "x"}', "application/json")
+
+    status, text, _ = run(test())
+    assert status == 400 and "no file" in text
+
+
+def test_an_upload_that_is_too_large() -> None:
+    status, text, _ = ask(body(bytes(1_100_000)), upload_mb=1)
+    assert status == 413 and "larger than 1 MB" in text
+
+
+def test_a_full_server_refuses_with_retry_after() -> None:
+    async def test() -> tuple[int, str, dict[str, str]]:
+        async with serving(make_engine(max_sessions=1)) as live:
+            await live.engine.open()
+            return await asyncio.to_thread(post, live, body(audio()))
+
+    status, text, headers = run(test())
+    assert status == 503 and headers["retry-after"] == "5" and json.loads(text)["error"]["code"] == "overloaded"
+
+
+def test_a_failing_model_is_a_server_error() -> None:
+    backend = ScriptedBackend()
+    backend.fail_next = "listen"
+    status, text, _ = ask(body(audio()), make_engine(backend))
+    assert status == 500 and json.loads(text)["error"]["type"] == "server_error"
+
+
+async def leave(live: Live, data: bytes, *, after_bytes: int) -> None:
+    """Post, read so much of the answer, and be gone."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
+    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\nContent-Length: {len(data)}\r\n"
+    writer.write((head + f"Content-Type: multipart/form-data; boundary={EDGE}\r\n\r\n").encode() + data)
+    await writer.drain()
+    while not live.engine.streams:
+        await breath()
+    if after_bytes:
+        await reader.readexactly(after_bytes)
+    writer.transport.abort()
+    while live.engine.streams:
+        await breath()
+
+
+def test_a_client_that_leaves_costs_nothing_more() -> None:
+    async def test() -> None:
+        async with serving(make_engine()) as live:
+            opened = live.engine.open
+
+            async def stuck(*args: Any, **kwargs: Any) -> Any:
+                stream = await opened(*args, **kwargs)
+                stream.prepare = lambda: False  # type: ignore[method-assign]
+                return stream
+
+            live.engine.open = stuck  # type: ignore[method-assign]
+            await leave(live, body(audio()), after_bytes=0)
+
+    run(test())
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_events() -> None:
+    async def test() -> int:
+        async with serving(make_engine()) as live:
+            await leave(
+                live, body(audio(text=" ".join([TEXT, "we met them again", "nobody knew why"] * 3)), stream="true"), after_bytes=200
+            )
+            return live.engine.opened_count
+
+    assert run(test()) == 1

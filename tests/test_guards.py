@@ -1,0 +1,66 @@
+"""Loops, floods and control tokens are cut; ordinary repetition is not."""
+
+from __future__ import annotations
+
+from dragoman.stream.guards import Guards, find_loop, special_ids
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .fakes import ScriptedBackend
+
+
+def guards(special: tuple[int, ...] = (99,)) -> Guards:
+    return Guards(special, tokens_per_second=5, floor_tokens=4, loop_tokens=12, loop_copies=3)
+
+
+def test_a_sentence_said_three_times_is_cut_after_the_first() -> None:
+    sentence = [1, 2, 3, 4, 5]
+    assert find_loop([9, *sentence * 3, 7], 12, 3) == 6
+    assert find_loop([9, *sentence * 2, 7], 12, 3) is None
+
+
+def test_no_no_no_is_no_loop() -> None:
+    assert find_loop([5, 6, 5, 6, 5, 6, 7], 12, 3) is None
+    assert find_loop([5] * 11, 12, 3) is None
+    assert find_loop([5] * 12, 12, 3) == 1
+
+
+@given(st.lists(st.integers(0, 50), max_size=20), st.lists(st.integers(60, 90), min_size=1, max_size=24, unique=True), st.integers(0, 30))
+def test_any_period_is_found(before: list[int], period: list[int], more: int) -> None:
+    copies = max(3, -(-12 // len(period)))
+    ids = [*before, *(period * (copies + 1 + more))[: len(period) * copies + more]]
+    assert find_loop(ids, 12, 3) is not None
+    cut = find_loop([*(period * copies)], 12, 3)
+    assert cut == len(period)
+
+
+@given(st.lists(st.integers(), unique=True, max_size=100))
+def test_text_without_repetition_is_never_cut(ids: list[int]) -> None:
+    assert find_loop(ids, 2, 2) is None
+
+
+def test_keep_counts_what_it_cuts() -> None:
+    guard = guards()
+    assert guard.keep([], [1, 2, 3], stopped=True) == (3, False)
+    assert guard.keep([], [1, 99, 3], stopped=True) == (1, False)
+    assert guard.keep([], [1, 2], stopped=False) == (2, False)
+    assert guard.keep([8, 1, 2, 3, 4], [1, 2, 3, 4, 1, 2, 3, 4, 5], stopped=True) == (0, True)
+    counts = guard.counts
+    assert (counts.special, counts.capped, counts.loops) == (1, 1, 1)
+
+
+def test_the_cap_grows_with_the_audio() -> None:
+    guard = guards()
+    assert guard.limit_tokens(0.0, 0) == 4
+    assert guard.limit_tokens(2.0, 0) == 14
+    assert guard.limit_tokens(2.0, 10) == 4
+    assert guard.limit_tokens(2.0, 100) == 0
+
+
+def test_special_ids_are_control_tokens_but_not_the_stop() -> None:
+    backend = ScriptedBackend()
+    special = special_ids(backend.config.special, backend.tokenizer)
+    assert backend.tokenizer.id_of("<|transcribe|>") in special
+    assert backend.config.special.end_of_audio in special
+    assert not special & set(backend.prompts.stop)
+    assert not special & set(backend.tokenizer.encode("the quick brown fox"))

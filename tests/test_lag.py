@@ -1,0 +1,101 @@
+"""The order of economy, and what counts as being behind."""
+
+from __future__ import annotations
+
+import numpy as np
+from dragoman.stream.events import Final, Partial
+from dragoman.stream.lag import LEVELS, REFUSING, Gauge, Schedule
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .fakes import ScriptedBackend, speech
+from .listeners import check_promises, finals, session, transcribe
+
+
+def test_levels_rise_one_by_one_and_fall_one_by_one() -> None:
+    gauge = Gauge()
+    rising = [gauge.update(60_000, second) for second in (0, 0.5, 1, 2, 3, 4)]
+    assert rising == [1, 1, 2, 3, 4, 4]
+    falling = [gauge.update(0, second) for second in range(10, 40, 5)]
+    assert falling == [4, 3, 2, 1, 0, 0]
+
+
+def test_a_level_holds_between_its_two_marks() -> None:
+    gauge = Gauge()
+    assert gauge.update(1200, 0) == 1
+    assert [gauge.update(700, second) for second in range(1, 60)] == [1] * 59  # below 1000, above 500
+
+
+def test_one_calm_moment_is_not_enough() -> None:
+    gauge = Gauge()
+    gauge.update(1200, 0)
+    for second in range(1, 60):
+        assert gauge.update(100 if second % 4 else 900, second) == 1
+
+
+def test_a_live_stream_that_is_heard_in_time_is_never_behind() -> None:
+    schedule = Schedule()
+    for step in range(100):
+        received_ms = (step + 1) * 100
+        assert schedule.behind_ms(received_ms, received_ms - 100, step * 0.1) == 0
+        assert schedule.behind_ms(received_ms, received_ms, step * 0.1 + 0.05) == 0
+
+
+def test_work_slower_than_real_time_is_behind_by_what_is_missing() -> None:
+    schedule = Schedule()
+    behind = [schedule.behind_ms(100 + second * 1000, second * 600, second) for second in range(11)]
+    assert behind[0] == 0
+    assert behind[10] == 4000  # ten seconds have passed, six were heard
+
+
+@given(st.floats(1.0, 50.0), st.integers(1_000, 600_000))
+def test_a_file_sent_at_once_is_not_behind_while_it_is_heard_faster_than_real_time(speed: float, length_ms: int) -> None:
+    schedule = Schedule()
+    for part in np.linspace(0, 1, 20):
+        assert schedule.behind_ms(length_ms, int(np.ceil(part * length_ms)), part * length_ms / speed / 1000) == 0
+
+
+def test_a_burst_after_silence_is_on_schedule() -> None:
+    schedule = Schedule()
+    schedule.behind_ms(1000, 1000, 0.0)
+    assert schedule.behind_ms(11_000, 1000, 100.0) == 0
+    assert schedule.behind_ms(11_000, 1000, 103.0) == 3000
+
+
+def test_each_level_costs_less_and_says_the_same_at_last() -> None:
+    samples = speech("the quick brown fox jumps over a lazy dog. we met them again", silence_s=1.0)
+    forks, texts = list[int](), list[list[str]]()
+    for economy in LEVELS[:REFUSING]:
+        stream = session(ScriptedBackend())
+        stream.economy = economy
+        events = transcribe(stream, samples)
+        check_promises(events)
+        forks.append(stream.stats.hypotheses)
+        texts.append(finals(events))
+    assert forks == sorted(forks, reverse=True) and len(set(forks)) == len(forks), forks
+    assert all(text == texts[0] for text in texts)
+
+
+def test_without_drafts_all_text_comes_with_its_final() -> None:
+    stream = session(ScriptedBackend())
+    stream.economy = LEVELS[3]
+    events = transcribe(stream, speech("the quick brown fox", silence_s=1.0))
+    assert not [event for event in events if isinstance(event, Partial)]
+    assert [event.delta for event in events if isinstance(event, Final)] == ["the quick brown fox"]
+
+
+def test_economy_may_change_in_the_middle_of_a_segment_that_is_full() -> None:
+    """The rest of a segment that was cut at its length begins the next one, however large the blocks were."""
+    words = "the quick brown fox jumps over a lazy dog. we met them again on monday, and then all five trains left early. nobody knew why"
+    samples = speech(words, silence_s=1.0)
+    stream = session(ScriptedBackend(), endpoint={"longest_s": 4.0})
+    events = []
+    for number, block in enumerate(np.array_split(samples, 40)):
+        stream.economy = LEVELS[(number // 7) % len(LEVELS)]
+        events += stream.push(block)
+    events += stream.finish()
+    check_promises(events)
+    assert len(finals(events)) >= 3
+    assert [event.start_ms for event in events if isinstance(event, Final)][1:] == [
+        event.end_ms for event in events if isinstance(event, Final)
+    ][:-1], "a cut loses no audio"

@@ -1,0 +1,142 @@
+"""A fake PortAudio: what is recorded arrives in order, what is lost is counted, what is missing is said."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from dragoman.clients.microphone import BLOCK_MS, Microphone, devices
+from dragoman.stream import DeviceError
+
+INPUT = {"name": "Desk microphone", "max_input_channels": 2, "default_samplerate": 48_000.0}
+OUTPUT = {"name": "Loudspeaker", "max_input_channels": 0, "default_samplerate": 44_100.0}
+HEADSET = {"name": "Headset", "max_input_channels": 1, "default_samplerate": 16_000.0}
+
+
+class FakeStream:
+    """An InputStream whose audio the test speaks."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings, self.active, self.closed = settings, False, False
+
+    def start(self) -> None:
+        self.active = True
+
+    def close(self) -> None:
+        self.active, self.closed = False, True
+
+    def speak(self, *samples: int) -> None:
+        block = np.array(samples, np.int16)[:, None]
+        self.settings["callback"](block, len(block), None, None)
+        block[:] = -1  # PortAudio uses its buffer again
+
+
+class FakeAudio:
+    """The module sounddevice."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, found: list[dict[str, Any]], default: int) -> None:
+        self._found, self.default = found, SimpleNamespace(device=(default, 0))
+        self.streams: list[FakeStream] = []
+
+    def query_devices(self) -> list[dict[str, Any]]:
+        return self._found
+
+    def InputStream(self, **settings: Any) -> FakeStream:
+        if settings["device"] == 9:
+            raise self.PortAudioError("Device unavailable")
+        self.streams.append(FakeStream(**settings))
+        return self.streams[-1]
+
+
+@pytest.fixture
+def audio(monkeypatch: pytest.MonkeyPatch) -> FakeAudio:
+    fake = FakeAudio([OUTPUT, INPUT, HEADSET], default=2)
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)  # type: ignore[arg-type]
+    return fake
+
+
+def test_only_inputs_are_listed_and_the_default_is_marked(audio: FakeAudio) -> None:
+    assert [(device.index, device.name, device.is_default) for device in devices()] == [
+        (1, "Desk microphone", False),
+        (2, "Headset", True),
+    ]
+
+
+def test_a_device_opens_at_its_own_rate(audio: FakeAudio) -> None:
+    with Microphone(1) as microphone:
+        settings = audio.streams[0].settings
+        assert microphone.sample_rate == settings["samplerate"] == 48_000
+        assert (settings["device"], settings["channels"], settings["dtype"]) == (1, 1, "int16")
+        assert settings["blocksize"] == 48_000 * BLOCK_MS // 1000
+    assert audio.streams[0].closed
+
+
+def test_blocks_arrive_in_order_and_as_copies(audio: FakeAudio) -> None:
+    with Microphone() as microphone:
+        stream = audio.streams[0]
+        stream.speak(1, 2)
+        stream.speak(3)
+        microphone.stop()
+        stream.speak(4)  # after the stop
+        heard = list(microphone.blocks(wait_s=0))
+    assert [block.samples[:, 0].tolist() for block in heard] == [[1, 2], [3]]
+    assert [block.lost_samples for block in heard] == [0, 0]
+
+
+def test_a_full_queue_never_blocks_and_counts_what_it_drops(audio: FakeAudio) -> None:
+    with Microphone(queue_blocks=2) as microphone:
+        stream, blocks = audio.streams[0], microphone.blocks(wait_s=0)
+        for value in range(5):
+            stream.speak(value, value, value)
+        assert next(blocks).samples[0, 0] == 0
+        stream.speak(7)
+        microphone.stop()
+        rest = list(blocks)
+    assert [(block.samples[0, 0], block.lost_samples) for block in rest] == [(1, 0), (7, 9)]
+
+
+def test_an_unplugged_microphone_is_an_error(audio: FakeAudio) -> None:
+    with Microphone() as microphone:
+        stream = audio.streams[0]
+        stream.speak(1)
+        stream.active = False
+        stream.settings["finished_callback"]()
+        blocks = microphone.blocks(wait_s=0)
+        next(blocks)
+        with pytest.raises(DeviceError, match=r"microphone 2 \(Headset\) stopped"):
+            next(blocks)
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeAudio([OUTPUT], default=-1))  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match="found 0 input devices"):
+        Microphone()
+    assert devices() == []
+    busy = [OUTPUT] * 9 + [INPUT]
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeAudio(busy, default=9))  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match=r"no input device 5; there are 9 \(Desk microphone\)"):
+        Microphone(5)
+    with pytest.raises(DeviceError, match="cannot be opened: Device unavailable"), Microphone():
+        pass
+
+
+def test_a_missing_package_or_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(DeviceError, match=r'pip install "dragoman\[mic\]"'):
+        devices()
+
+    class NoLibrary:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "sounddevice":
+                raise OSError("PortAudio library not found")
+
+    monkeypatch.delitem(sys.modules, "sounddevice")
+    monkeypatch.setattr(sys, "meta_path", [NoLibrary(), *sys.meta_path])
+    with pytest.raises(DeviceError, match="PortAudio library not found.*libportaudio2"):
+        devices()

@@ -1,0 +1,102 @@
+"""Tasks as token ids, for both prompt formats, and what each refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from dragoman.model.errors import ConfigError, TaskError
+from dragoman.model.prompt import LANGUAGES, Prompts, Task
+
+from .fakes import scripted_config, scripted_tokenizer
+from .gemma_tokens import gemma_config, gemma_tokenizer
+
+SMALL = Prompts(scripted_config(), scripted_tokenizer())
+LARGE = Prompts(gemma_config(), gemma_tokenizer())
+NAMES = scripted_tokenizer()
+
+
+def names(ids: list[int]) -> list[str | None]:
+    return [NAMES.name_of(token) for token in ids]
+
+
+def test_the_small_format_is_one_task_token() -> None:
+    task = Task(targets=("de",))
+    assert names(SMALL.prefix(task)) == ["<bos>", "<|audio>"]
+    assert names(SMALL.tail(task)) == ["<audio|>", "<|transcribe|>"]
+    assert names(SMALL.translate(task, "de")) == ["<eos>", "<|de|>"]
+    assert SMALL.carry("what was said before") == []
+    assert SMALL.opening(task, "what was said before") == SMALL.prefix(task)
+    assert names(list(SMALL.stop)) == ["<eos>"]
+    assert (SMALL.languages, set(SMALL.targets)) == (("en",), {"de", "fr", "es"})
+
+
+def test_the_large_format_is_the_documented_one() -> None:
+    """bos, user turn, instruction, begin of audio; the published tail of ten ids."""
+    prefix = LARGE.prefix(Task(language="de"))
+    assert prefix[:4] == [2, 105, 2364, 107]
+    assert prefix[-1] == 256000
+    text = gemma_tokenizer().decode(prefix[4:-1])
+    assert text == (
+        "Transcribe the following speech segment in German into German text.\n\n"
+        "Follow these specific instructions for formatting the answer:\n"
+        "*   Only output the transcription, with no newlines.\n"
+        "*   When transcribing numbers, write the digits, i.e. write 1.7 and not one point seven, and write 3 instead of three."
+    )
+    assert LARGE.tail(Task()) == [258883, 106, 107, 105, 4368, 107, 100, 45518, 107, 101]
+
+
+def test_a_translation_is_a_further_turn() -> None:
+    ids = LARGE.translate(Task(language="en"), "fr")
+    assert ids[:5] == [106, 107, 105, 2364, 107]
+    assert ids[-9:] == [106, 107, 105, 4368, 107, 100, 45518, 107, 101]
+    assert "from English into French" in gemma_tokenizer().decode(ids)
+    assert 256000 not in ids, "the audio is not heard again"
+
+
+def test_glossary_and_carried_text_stand_before_the_audio() -> None:
+    task = Task(glossary=("Kubernetes", "<turn|>"))
+    ids = LARGE.opening(task, " We met them again. ")
+    text = gemma_tokenizer().decode(ids)
+    assert ids[-1] == 256000
+    assert ids.count(106) == 0, "a term that looks like a control token is text"
+    assert "Kubernetes, <turn|>." in text
+    assert text.endswith("The text before this segment was: We met them again.")
+    assert LARGE.opening(task) == LARGE.prefix(task)
+    assert LARGE.carry("  ") == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "task", "message"),
+    [
+        (SMALL, Task(language="de"), "does not transcribe 'de'; it knows en"),
+        (SMALL, Task(targets=("ja",)), "does not translate into 'ja'; it knows de, es, fr"),
+        (SMALL, Task(targets=("en",)), "cannot translate 'en' into itself"),
+        (SMALL, Task(glossary=("Kubernetes",)), "takes no glossary \\(got 1 terms\\)"),
+        (LARGE, Task(language="xx"), "does not transcribe 'xx'; it knows ar, de, en"),
+        (LARGE, Task(language="de", targets=("xx",)), "does not translate into 'xx'; it knows ar, en, es"),
+        (LARGE, Task(language="de", targets=("fr", "de")), "cannot translate 'de' into itself"),
+    ],
+)
+def test_what_a_model_lacks_is_refused_with_what_it_has(prompts: Prompts, task: Task, message: str) -> None:
+    for use in (prompts.check, prompts.prefix, prompts.tail):
+        with pytest.raises(TaskError, match=message):
+            use(task)
+    for target in task.targets[-1:]:
+        with pytest.raises(TaskError, match=message):
+            prompts.translate(task, target)
+
+
+def test_every_language_has_a_name() -> None:
+    for code, name in LANGUAGES.items():
+        assert len(code) == 2 and name[0].isupper()
+        LARGE.check(Task(language=code, targets=tuple(other for other in LANGUAGES if other != code)))
+
+
+def test_a_format_that_does_not_fit_the_tokenizer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs the token '<|transcribe|>'"):
+        Prompts(replace(gemma_config(), prompt_format="tokens"), gemma_tokenizer())
+    with pytest.raises(ConfigError, match="needs the token '<|turn>'"):
+        Prompts(gemma_config(), scripted_tokenizer())
+    with pytest.raises(ConfigError, match="prompt_format is 'chat', expected 'tokens' or 'gemma4'"):
+        Prompts(replace(gemma_config(), prompt_format="chat"), gemma_tokenizer())

@@ -1,0 +1,91 @@
+"""What people see."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from dragoman.clients.render import CaptionRenderer, Form, JsonRenderer, LiveRenderer, TextRenderer, make_renderer
+from dragoman.stream.config import Options
+from dragoman.stream.events import Clocks, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation, Word
+
+CLOCKS = Clocks(2000, 1500, 1000)
+WORDS = (Word("Good", 100, 400, -0.1), Word(" morning.", 400, 900, -0.1))
+EVENTS: list[Event] = [
+    SpeechStarted(CLOCKS, 0, 0),
+    Partial(CLOCKS, 0, "", "Good moaning", ()),
+    Partial(CLOCKS, 0, "Good", " morning", WORDS[:1]),
+    SpeechEnded(CLOCKS, 0, 1000, "silence"),
+    Final(CLOCKS, 0, " morning.", "Good morning.", WORDS, 0, 1000, "silence"),
+    Translation(CLOCKS, 0, "de", "Guten Morgen.", 0, 1000),
+    SpeechStarted(CLOCKS, 1, 1000),
+    SpeechEnded(CLOCKS, 1, 1500, "silence"),
+    Final(CLOCKS, 1, "", "", (), 1000, 1500, "silence"),
+    Dropped(CLOCKS, 1500, 320),
+    Ended(CLOCKS, 2000),
+]
+
+
+def shown(form: Form, **session: object) -> str:
+    out = io.StringIO()
+    renderer = make_renderer(form, out, Options.model_validate({"session": session}))
+    for event in EVENTS:
+        renderer.show(event)
+    renderer.close()
+    return out.getvalue()
+
+
+def test_text_has_one_line_for_each_segment_with_text() -> None:
+    assert shown("txt") == "Good morning.\n[de] Guten Morgen.\n"
+
+
+def test_json_has_one_event_a_line() -> None:
+    lines = [json.loads(line) for line in shown("json").splitlines()]
+    assert [line["type"] for line in lines][:3] == ["speech_started", "partial", "partial"] and len(lines) == len(EVENTS)
+    out = io.StringIO()
+    JsonRenderer(out, "a.wav").show(EVENTS[0])
+    assert json.loads(out.getvalue())["file"] == "a.wav"
+
+
+def test_captions() -> None:
+    assert shown("srt") == "1\n00:00:00,100 --> 00:00:01,100\nGood morning.\n\n"
+    assert shown("vtt", targets=["de"]) == "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nGuten Morgen.\n\n"
+
+
+def test_live_text_shows_the_tail_dim_and_keeps_finished_lines() -> None:
+    out = io.StringIO()
+    renderer = LiveRenderer(out, animate=True)
+    for event in EVENTS:
+        renderer.show(event)
+    renderer.close()
+    text = out.getvalue()
+    assert "\x1b[2mGood moaning\x1b[0m" in text, "nothing committed yet: all dim"
+    assert "Good\x1b[2m morning\x1b[0m" in text, "committed plain, tail dim"
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert "Good morning.\n" in plain and "[de] Guten Morgen." in plain
+    assert "320 ms of audio lost" in plain
+
+
+def test_live_text_is_never_read_as_markup() -> None:
+    out = io.StringIO()
+    renderer = LiveRenderer(out, animate=False)
+    renderer.show(Final(CLOCKS, 0, "", "[red]no markup[/red] :smile:", (), 0, 1, "silence"))
+    renderer.close()
+    assert "[red]no markup[/red] :smile:" in out.getvalue()
+
+
+@pytest.mark.parametrize("kind", [TextRenderer, lambda out: CaptionRenderer(out, "srt")])
+def test_lines_are_flushed_when_they_are_final(kind: type[TextRenderer]) -> None:
+    class Pipe(io.StringIO):
+        flushed = ""
+
+        def flush(self) -> None:
+            self.flushed = self.getvalue()
+
+    out = Pipe()
+    renderer = kind(out)
+    for event in [*EVENTS, *EVENTS[:5]]:
+        renderer.show(event)
+    assert "Good morning." in out.flushed

@@ -1,0 +1,89 @@
+"""Trunk and forks of one segment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from dragoman.model.errors import BackendError
+from dragoman.model.prompt import Task
+from dragoman.model.work import run
+from dragoman.stream.guards import Guards, special_ids
+from dragoman.stream.opening import Openings
+from dragoman.stream.segment import Segment
+from dragoman.stream.stats import Stats
+from dragoman.stream.transcript import Transcript
+
+from .fakes import FRAME, ScriptedBackend, speech
+
+
+def make(backend: ScriptedBackend, text: str) -> Segment:
+    """A segment whose frames wait."""
+    task = Task(targets=("de",))
+    guards = Guards(
+        special_ids(backend.config.special, backend.tokenizer), tokens_per_second=12, floor_tokens=8, loop_tokens=12, loop_copies=3
+    )
+    cache = run(backend, Openings(backend, backend.prompts).open(task))  # type: ignore[arg-type]
+    segment = Segment(
+        cache, Transcript(backend.tokenizer, 0), 0, prompts=backend.prompts, task=task, guards=guards, stats=Stats(), max_draft=0
+    )
+    segment.waiting = list(speech(text).reshape(-1, FRAME))
+    return segment
+
+
+def test_forks_leave_the_trunk_as_it_was() -> None:
+    backend = ScriptedBackend()
+    segment = make(backend, "the quick fox")
+    run(backend, segment.listen())  # type: ignore[arg-type]
+    length = segment.cache.length
+    for _ in range(2):
+        run(backend, segment.guess(audio_s=1.2, heard_ms=1200, word_is_over=False))  # type: ignore[arg-type]
+    assert segment.transcript.text == "the quick"
+    segment.transcript.flush()
+    assert run(backend, segment.translate("de")) == "dethe dequick defox"  # type: ignore[arg-type]
+    assert segment.cache.length == length and segment.heard_frames == 30
+
+
+def test_an_agreeing_hypothesis_costs_one_forward() -> None:
+    """The previous unstable text is a draft: verified, not decoded again."""
+    backend = ScriptedBackend()
+    segment = make(backend, "the quick brown fox jumps")
+    run(backend, segment.listen())  # type: ignore[arg-type]
+    stats = segment._stats  # pyright: ignore[reportPrivateUsage]
+    run(backend, segment.guess(audio_s=2.0, heard_ms=2000, word_is_over=False))  # type: ignore[arg-type]
+    dear = stats.forwards
+    run(backend, segment.guess(audio_s=2.0, heard_ms=2000, word_is_over=False))  # type: ignore[arg-type]
+    assert dear >= 5 and stats.forwards == dear + 1
+    assert stats.agreed_tokens == stats.redrafted_tokens > 0
+
+
+def test_frames_that_could_not_be_heard_go_on_waiting() -> None:
+    backend = ScriptedBackend()
+    segment = make(backend, "the")
+    backend.fail_next = "listen"
+    with pytest.raises(BackendError):
+        run(backend, segment.listen())  # type: ignore[arg-type]
+    assert len(segment.waiting) == 10 and segment.heard_frames == 0
+    run(backend, segment.listen())  # type: ignore[arg-type]
+    assert segment.waiting == [] and segment.heard_frames == 10
+
+
+def test_the_cut_is_in_the_quietest_place_and_loses_nothing() -> None:
+    segment = make(ScriptedBackend(), "the")
+    loud, closure, pause = (np.full(FRAME, level, np.float32) for level in (0.5, 0.0, 0.1))
+    segment.waiting = [loud, loud, closure, loud, loud, pause, pause, pause, loud, loud]
+    assert segment.cut() == 3, "cut in the middle of the pause, not in the short closure"
+    assert len(segment.waiting) == 7
+    for frames in range(5):
+        segment.waiting = [loud] * frames
+        assert segment.cut() + len(segment.waiting) == frames
+
+
+def test_padding_takes_no_stream_time() -> None:
+    backend = ScriptedBackend()
+    segment = make(backend, "the")
+    before = segment.cache.length
+    run(backend, segment.pad(3, FRAME))  # type: ignore[arg-type]
+    run(backend, segment.pad(0, FRAME))  # type: ignore[arg-type]
+    run(backend, segment.pad(-2, FRAME))  # type: ignore[arg-type]
+    assert segment.cache.length == before + 3 and segment.heard_frames == 0
+    assert np.isfinite(segment.waiting).all()

@@ -1,0 +1,356 @@
+"""One stream from samples to events, on the scripted backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from dragoman.model.backend import ModelSpec
+from dragoman.model.errors import AudioFormatError, BackendError, DragomanError, TaskError
+from dragoman.model.prompt import Prompts
+from dragoman.model.work import run_together
+from dragoman.stream.config import SessionOptions
+from dragoman.stream.events import Dropped, Ended, Final, Partial, SpeechEnded, SpeechStarted, Translation
+from dragoman.stream.opening import Openings
+from dragoman.stream.session import Session
+
+from .fakes import ScriptedBackend, hear, speech
+from .gemma_tokens import gemma_config, gemma_tokenizer
+from .listeners import LoudnessVad, ScriptedVad, check_promises, finals, loaded, session, silence, transcribe
+
+TEXT = "the quick brown fox jumps over a lazy dog. we met them again on monday,"
+
+
+def test_words_become_committed_text_and_a_final() -> None:
+    events = transcribe(session(), np.concatenate([silence(1.0), speech(TEXT, silence_s=1.0)]), cuts=range(0, 200_000, 1600))
+    check_promises(events)
+    assert finals(events) == [TEXT]
+    kinds = [type(event) for event in events]
+    assert kinds[0] is SpeechStarted and kinds[-3:] == [SpeechEnded, Final, Ended]
+    partials = [event for event in events if isinstance(event, Partial)]
+    assert any(event.delta for event in partials) and any(event.tail for event in partials)
+    final = next(event for event in events if isinstance(event, Final))
+    assert final.reason == "silence" and abs(final.words[0].start_ms - 1000) <= 240
+    assert abs(final.words[-1].end_ms - (1000 + 400 * len(TEXT.split()))) <= 80
+
+
+def test_two_utterances_are_two_segments_with_true_times() -> None:
+    """WhisperLiveKit #365, #195: times must not drift over silence."""
+    pause_s = 30.0
+    samples = np.concatenate([speech("the fox"[:3], silence_s=pause_s), speech("quick brown", silence_s=1.0)])
+    events = transcribe(session(), samples)
+    check_promises(events)
+    assert finals(events) == ["the", "quick brown"]
+    second = [event for event in events if isinstance(event, Final)][1]
+    assert abs(second.words[0].start_ms - (400 + 30_000)) <= 240
+
+
+def test_silence_is_never_decoded() -> None:
+    """whisper_streaming #102, WhisperLive #185; and #106: silence for minutes hangs nothing."""
+    backend = ScriptedBackend(lambda loudness: "the")  # would hallucinate at once
+    stream = session(backend)
+    events = transcribe(stream, silence(120.0), cuts=range(0, 1_920_000, 16_000))
+    assert [type(event) for event in events] == [Ended]
+    assert backend.calls == []
+    assert stream.stats.guards.silent_frames == 3000
+    assert events[0].clocks.processed_ms == events[0].clocks.received_ms == 120_000
+
+
+def test_the_last_word_of_a_stream_that_breaks_off_is_told() -> None:
+    """WhisperLiveKit #358, livekit/agents #2581: no trailing silence, and not even a whole frame at the end."""
+    samples = speech("the quick brown")[:-100]
+    events = transcribe(session(), samples)
+    check_promises(events)
+    assert finals(events) == ["the quick brown"]
+    final = next(event for event in events if isinstance(event, Final))
+    assert final.reason == "finish" and final.end_ms <= 1200
+
+
+def test_a_stream_without_a_pause_is_cut_at_the_longest_segment_and_goes_on() -> None:
+    text = " ".join(["the quick brown fox jumps over"] * 10)  # 24 s
+    events = transcribe(session(endpoint={"longest_s": 6.0}), speech(text, silence_s=1.0))
+    check_promises(events)
+    reasons = [event.reason for event in events if isinstance(event, Final)]
+    assert reasons[:3] == ["length"] * 3
+    for event in events:
+        if isinstance(event, Final):
+            assert event.end_ms - event.start_ms <= 6000
+    said = " ".join(finals(events)).split()
+    assert len(said) >= 58, "at most a word at each cut may suffer"
+
+
+def test_a_full_segment_is_cut_between_words_and_no_word_suffers() -> None:
+    """Somebody talks without a pause that the detector would notice; only four quiet frames lie between the words."""
+    words = ["the", "quick", "brown", "fox", "jumps", "over"] * 8
+    samples = np.concatenate([np.concatenate([speech(word), silence(0.16)]) for word in words])
+    for block_ms in (320, 640, 960):
+        options = SessionOptions.model_validate({"block_ms": block_ms, "endpoint": {"longest_s": 5.0}})
+        stream = Session(loaded(ScriptedBackend()), options, vad=ScriptedVad([True] * 10_000))
+        events = transcribe(stream, samples, cuts=range(0, len(samples), 4000))
+        check_promises(events)
+        assert " ".join(finals(events)) == " ".join(words)
+        ends = [event.end_ms for event in events if isinstance(event, Final)]
+        starts = [event.start_ms for event in events if isinstance(event, Final)]
+        assert len(ends) >= 5 and ends[:-1] == starts[1:], "every frame belongs to one segment"
+
+
+def test_a_stream_that_ends_right_after_a_cut_keeps_the_rest() -> None:
+    words = ["the", "quick", "brown", "fox"]
+    samples = np.concatenate([np.concatenate([speech(word), silence(0.16)]) for word in words])
+    for frames in range(44, 56):
+        options = SessionOptions.model_validate({"endpoint": {"longest_s": 2.0}})
+        stream = Session(loaded(ScriptedBackend()), options, vad=ScriptedVad([True] * 10_000))
+        events = transcribe(stream, samples[: frames * 640])
+        check_promises(events)
+        ends = [event.end_ms for event in events if isinstance(event, Final)]
+        assert ends[-1] == frames * 40
+        assert finals(events)[:1] != [] and " ".join(finals(events)).startswith("the quick brown")
+
+
+def test_a_finished_sentence_needs_a_shorter_pause() -> None:
+    text = "over a lazy dog."
+    samples = np.concatenate([speech(text), silence(0.52), speech("we met", silence_s=1.0)])
+    options: dict[str, Any] = {"block_ms": 160}
+    assert finals(transcribe(session(**options), samples)) == [text, "we met"]
+    late: dict[str, Any] = {"block_ms": 160, "endpoint": {"sentence_hangover_ms": 600}}
+    assert finals(transcribe(session(**late), samples)) == [f"{text} we met"]
+
+
+def test_translations_follow_each_final() -> None:
+    stream = session(targets=("de", "fr"))
+    events = transcribe(stream, np.concatenate([speech("the fox jumps", silence_s=1.0), speech("we met", silence_s=1.0)]))
+    check_promises(events)
+    told = [(event.segment, event.language, event.text) for event in events if isinstance(event, Translation)]
+    assert told == [
+        (0, "de", "dethe defox dejumps"),
+        (0, "fr", "frthe frfox frjumps"),
+        (1, "de", "dewe demet"),  # WhisperLiveKit #306: the setting survives a silence
+        (1, "fr", "frwe frmet"),
+    ]
+
+
+def test_the_prompt_is_computed_once_and_shared_by_sessions() -> None:
+    backend = ScriptedBackend()
+    model = loaded(backend)
+    openings = Openings(model.backend, model.prompts)
+    samples = np.concatenate([speech("the fox", silence_s=1.0)] * 3)
+    for _ in range(2):
+        stream = Session(model, vad=LoudnessVad(), openings=openings)
+        assert len(finals(transcribe(stream, samples))) == 3
+    prompt_steps = sum(verb == "step" for verb, _ in backend.calls) - 2 * stream.stats.forwards
+    assert prompt_steps == 1
+
+
+def test_each_frame_is_heard_once() -> None:
+    """The trunk is append-only: the model gets each frame of a segment exactly once, and after it only the padding of the end."""
+    backend, heard = ScriptedBackend(), list[int]()
+    inner = backend.listen
+
+    def listen(work: Any) -> None:
+        heard.extend(len(frames) for _, frames in work)
+        inner(work)
+
+    backend.listen = listen  # type: ignore[method-assign]
+    events = transcribe(session(backend), speech(TEXT, silence_s=1.0))
+    final = next(event for event in events if isinstance(event, Final))
+    assert sum(heard) == (final.end_ms - final.start_ms) // 40
+
+
+@pytest.mark.parametrize("drafter", ["none", "oracle", "bad", "empty"])
+def test_drafting_changes_nothing_but_the_cost(drafter: str) -> None:
+    samples = speech(TEXT, silence_s=1.0)
+    stream = session(ScriptedBackend(drafter=drafter))
+    assert transcribe(stream, samples) == transcribe(session(), samples)
+    if drafter == "oracle":
+        assert 0 < stream.stats.accepted_tokens <= stream.stats.drafted_tokens
+    if drafter in ("none", "empty"):
+        assert stream.stats.drafted_tokens == 0
+
+
+def test_loops_are_stopped_and_not_carried_on() -> None:
+    """amicalhq/amical #154, moonshine #83."""
+
+    def looping(loudness: Any) -> str:
+        return " ".join(["all five trains left"] * 40) if len(loudness) > 40 else hear(loudness)
+
+    stream = session(ScriptedBackend(looping))
+    events = transcribe(stream, speech(TEXT, silence_s=1.0))
+    check_promises(events)
+    assert stream.stats.guards.loops > 0
+    assert finals(events)[0].count("all five trains left") <= 2
+    assert stream._carried == ""  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_flood_is_capped() -> None:
+    flood = " ".join(f"{word}{place}" for place in range(40) for word in ("quick", "fox"))
+    stream = session(ScriptedBackend(lambda loudness: flood), guards={"tokens_per_second": 5, "floor_tokens": 2})
+    events = transcribe(stream, speech("the fox", silence_s=1.0))
+    check_promises(events)
+    assert stream.stats.guards.capped > 0
+    assert stream.stats.committed_tokens <= 2 + 5 * 2
+
+
+def test_bad_input_is_refused_and_nothing_heard_is_lost() -> None:
+    samples, stream = speech("the quick brown fox"), session()
+    events = stream.push(samples[:20_000])
+    for bad in (b"\0", b"", np.full(10, np.nan, np.float32), np.zeros(10, np.float64), np.zeros((5, 2), np.int16)):
+        with pytest.raises(AudioFormatError):
+            stream.push(bad)  # type: ignore[arg-type]
+    events += stream.push(samples[20_000:])
+    events += stream.finish()
+    assert events == transcribe(session(), samples)
+    assert finals(events) == ["the quick brown fox"]
+
+
+@pytest.mark.parametrize("verb", ["listen", "step"])
+@pytest.mark.parametrize("at", [0, 8_000, 16_000, 24_000, 32_000])
+def test_a_failing_model_loses_no_audio_and_no_text(verb: str, at: int) -> None:
+    backend = ScriptedBackend()
+    stream, samples, events, failures = session(backend), speech("the quick brown fox jumps over", silence_s=1.0), [], 0
+    for start in range(0, len(samples), 1600):
+        if start == at:
+            backend.fail_next = verb
+        try:
+            events += stream.push(samples[start : start + 1600])
+        except BackendError:
+            failures += 1
+    events += stream.finish()
+    check_promises(events)
+    assert failures == 1
+    assert finals(events) == ["the quick brown fox jumps over"]
+
+
+def test_a_model_that_fails_at_the_end_leaves_the_text_so_far() -> None:
+    backend = ScriptedBackend()
+    stream = session(backend)
+    events = stream.push(speech("the quick brown fox jumps over"))
+    backend.fail_next = "step"
+    with pytest.raises(BackendError):
+        stream.finish()
+    events += stream.finish()
+    check_promises(events)
+    assert isinstance(events[-1], Ended)
+    assert finals(events)[0].startswith("the quick brown")
+
+
+def test_lost_audio_is_told_and_keeps_its_time() -> None:
+    stream = session()
+    events = stream.push(speech("the fox"[:3])) + stream.drop(16_000 * 5) + stream.push(speech("quick brown")) + stream.finish()
+    check_promises(events)
+    lost = next(event for event in events if isinstance(event, Dropped))
+    assert (lost.at_ms, lost.duration_ms) == (400, 5000)
+    last = [event for event in events if isinstance(event, Final)][-1]
+    assert last.text == "quick brown" and abs(last.words[0].start_ms - 5400) <= 240
+    assert stream.stats.dropped_ms == 5000 and stream.stats.audio_ms == 6200
+
+
+def test_a_gap_in_which_the_model_fails_keeps_its_time_and_its_events() -> None:
+    backend = ScriptedBackend()
+    stream = session(backend)
+    events = stream.push(speech("the quick"))
+    backend.fail_next = "step"
+    with pytest.raises(BackendError):
+        stream.drop(16_000 * 5)
+    events += stream.push(speech("brown fox")) + stream.finish()
+    check_promises(events)
+    assert [event.duration_ms for event in events if isinstance(event, Dropped)] == [5000]
+    last = [event for event in events if isinstance(event, Final)][-1]
+    assert last.text == "brown fox" and abs(last.words[0].start_ms - 5800) <= 240
+    assert stream.drop(0) == []
+
+
+class GemmaScripted(ScriptedBackend):
+    """The scripted ear behind turns, instructions and a SentencePiece-like vocabulary: the 12B's format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = gemma_tokenizer()
+        self.config = replace(gemma_config(), longest_segment_s=12.0)
+        self.spec = ModelSpec("gemma", self.config)
+        self.prompts = Prompts(self.config, self.tokenizer)
+        self.openings: list[str] = []
+
+    def listen(self, work: Any) -> None:
+        for cache, _ in work:
+            if all(kind == "token" for kind, _ in cache.items):
+                self.openings.append(self.tokenizer.decode([int(token) for _, token in cache.items]))
+        super().listen(work)
+
+    def _next(self, items: Any) -> int:
+        tokens = [int(value) for kind, value in items if kind == "token"]
+        turns, end_thought, stop = tokens.count(105) // 2, 101, 106
+        if end_thought not in tokens:
+            return stop
+        said = tokens[len(tokens) - tokens[::-1].index(end_thought) :]
+        text = hear([value for kind, value in items if kind == "frame"])
+        wanted = self.tokenizer.encode(text if turns == 1 else text.upper())
+        return wanted[len(said)] if len(said) < len(wanted) else stop
+
+
+def test_the_format_with_instructions_carries_the_last_sentence_over() -> None:
+    backend = GemmaScripted()
+    samples = np.concatenate([speech("all left early.", silence_s=1.0), speech("nobody knew", silence_s=1.0)])
+    stream = session(backend, targets=("de",), glossary=("Dragoman",), guards={"tokens_per_second": 100})
+    events = transcribe(stream, samples, cuts=range(0, len(samples), 1600))
+    check_promises(events)
+    assert finals(events) == ["all left early.", "nobody knew"]
+    assert [event.text for event in events if isinstance(event, Translation)] == ["ALL LEFT EARLY.", "NOBODY KNEW"]
+    first, second = backend.openings
+    assert "Dragoman" in first and "all left early." not in first
+    assert second.endswith("The text before this segment was: all left early.")
+    words = [word.text.strip() for event in events if isinstance(event, Partial) for word in event.words]
+    assert words and set(words) <= {"all", "left", "early.", "nobody", "knew"}, "never half a word, though each letter is a token"
+
+    backend = GemmaScripted()
+    transcribe(session(backend, carry_over=False, guards={"tokens_per_second": 100}), samples)
+    assert backend.openings[0] == backend.openings[1]
+
+
+def test_the_end_is_the_end() -> None:
+    stream = session()
+    assert [type(event) for event in stream.finish()] == [Ended]
+    assert stream.finish() == []
+    with pytest.raises(DragomanError, match="session is over"):
+        stream.push(b"\0\0")
+
+
+def test_tasks_that_the_model_lacks_are_refused_at_once() -> None:
+    with pytest.raises(TaskError, match="it knows de, es, fr"):
+        session(targets=("sv",))
+    with pytest.raises(TaskError, match="'de'"):
+        session(language="de")
+
+
+def test_many_sessions_run_together_as_each_alone() -> None:
+    """WhisperLiveKit #12: no stream leaks into another."""
+    texts = ["the quick brown fox", "we met them again on monday,", "nobody knew why it was so cold here"]
+    alone = [transcribe(session(), speech(text, silence_s=1.0)) for text in texts]
+    backend = ScriptedBackend()
+    streams = [session(backend) for _ in texts]
+    pushed = run_together(backend, [stream.work(speech(text, silence_s=1.0)) for stream, text in zip(streams, texts, strict=True)])
+    ended = run_together(backend, [stream.work(None) for stream in streams])
+    assert [first + last for first, last in zip(pushed, ended, strict=True)] == alone
+    assert max(size for _, size in backend.calls) == 3
+
+
+def test_stats_count_the_work() -> None:
+    ticks = iter(range(1000))
+    stream = Session(loaded(ScriptedBackend()), SessionOptions(), vad=LoudnessVad(), clock=lambda: float(next(ticks)))
+    transcribe(stream, speech(TEXT, silence_s=1.0))
+    stats = stream.stats
+    assert stats.compute_s == 2.0  # a tick for each of push and finish
+    assert stats.audio_ms == len(TEXT.split()) * 400 + 1000
+    assert stats.segments == 1 and stats.forwards >= stats.hypotheses > 5
+    assert 0 < stats.agreed_tokens <= stats.redrafted_tokens
+    assert stats.first_text_ms is not None and stats.first_text_ms <= 640 + 160
+
+
+def test_blocks_set_the_pace() -> None:
+    counts: list[int] = []
+    for block_ms in (320, 640, 960):
+        stream = session(block_ms=block_ms)
+        assert finals(transcribe(stream, speech(TEXT, silence_s=1.0))) == [TEXT]
+        counts.append(stream.stats.hypotheses)
+    assert counts[0] > 1.7 * counts[1] > 1.7 * counts[2]

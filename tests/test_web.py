@@ -1,0 +1,290 @@
+"""The page in a real Chromium, against the real server on a scripted model: what is said appears, stays, and can be saved."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import soundfile
+from dragoman.clients.render import CaptionRenderer, TextRenderer
+from dragoman.model.backend import Floats
+from dragoman.stream.captions import CueTimes, cut_cues, spread, srt, vtt
+from dragoman.stream.events import Event
+
+from .fakes import scripted_translation, speech
+from .listeners import finals, session, silence, transcribe
+
+pytest.importorskip("selenium", reason="needs the [dev] extra")
+
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from websockets.sync.client import connect  # noqa: E402
+
+from .web import PAGES, Page, Service, chromium, contrast, random_segments, running_page  # noqa: E402
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(chromium() is None, reason="needs Debian's chromium and chromium-driver")]
+
+FIRST, SECOND = "the quick brown fox jumps over a lazy dog.", "nobody knew why it was so cold here"
+
+
+def spoken() -> Floats:
+    """Two segments."""
+    return np.concatenate([silence(1.0), speech(FIRST, silence_s=1.2), speech(SECOND, silence_s=1.2)])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "spoken.wav"
+    soundfile.write(path, spoken(), 16_000, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with running_page(clip, tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    running = Service({"server": {"max_sessions": 1}})
+    running.start()
+    yield running
+    running.stop()
+
+
+def complaints(page: Page) -> list[str]:
+    """What the browser has found wrong, a content security policy that is broken included."""
+    return [entry["message"] for entry in page.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+# Every change of the captions: committed text and place of each segment, as a reader sees them.
+WATCH = """
+window.seen = [];
+const look = () => window.seen.push([...document.querySelectorAll('.segment')].map((row) => ({
+  committed: row.querySelector('.committed').textContent, tail: row.querySelector('.tail').textContent,
+  top: row.offsetTop, height: row.offsetHeight, live: row.nextElementSibling === null,
+})));
+new MutationObserver(look).observe(document.getElementById('captions'), {childList: true, subtree: true, characterData: true});
+"""
+
+
+def test_words_from_the_microphone(page: Page, service: Service) -> None:
+    page.open(service.port)
+    page.ask_for("de")
+    page.driver.execute_script(WATCH)
+    page.press("#start")
+    page.until_state("Listening")
+    stream = next(iter(service.engine.streams.values()))
+    true_rate = page.driver.execute_script("return new AudioContext().sampleRate")
+    assert stream.inbox.sample_rate == true_rate
+    page.until(lambda: len(page.texts(".translation")) == 2 and "…" not in page.texts(".translation"))
+    assert page.texts(".committed") == [FIRST, SECOND]
+    assert page.texts(".translation") == [scripted_translation(text, "de") for text in (FIRST, SECOND)]
+    assert page.texts("#heads span") == ["English", "German"]
+    page.press("#start")
+    page.until_state("Finished")
+    check_steadiness(page.driver.execute_script("return window.seen"))
+    assert float(page.text("#lag b").removesuffix(" s")) == 0.0
+    received, processed, committed = page.texts("#clocks b")
+    assert received == processed == committed != "0.0 s"
+    assert complaints(page) == []
+
+
+def check_steadiness(seen: list[list[dict[str, Any]]]) -> None:
+    """Committed text only grows; a segment that is live keeps its place and gets no lower; tentative text occurred at all."""
+    assert any(row["tail"] for rows in seen for row in rows)
+    for before, after in zip(seen, seen[1:], strict=False):
+        for old, new in zip(before, after, strict=False):
+            assert new["committed"].startswith(old["committed"])
+            if old["live"] and new["live"]:
+                assert new["top"] == old["top"] and new["height"] >= old["height"]
+
+
+def test_only_committed_text_is_read_aloud(page: Page, service: Service, clip: Path) -> None:
+    page.open(service.port)
+    page.choose_file(clip)
+    page.until_state("Finished")
+    log = page.find("#captions")
+    assert log is not None and log.get_attribute("role") == "log" and log.get_attribute("aria-live") == "polite"
+    tree = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    read = "".join(node["name"]["value"] for node in tree if not node.get("ignored") and node["role"]["value"] == "StaticText")
+    assert FIRST in read and SECOND in read
+    assert {node.get_attribute("aria-hidden") for node in page.driver.find_elements("css selector", ".tail, .pending")} == {"true"}
+    unnamed = [
+        node["role"]["value"]
+        for node in tree
+        if not node.get("ignored")
+        and node["role"]["value"] in ("button", "checkbox", "radio", "combobox", "textbox", "slider")
+        and not node.get("name", {}).get("value")
+    ]
+    assert unnamed == []
+
+
+def expected_events(samples: Floats, *targets: str) -> list[Event]:
+    """What a session makes of the samples as the page sends them: 16-bit integers."""
+    return transcribe(session(targets=targets), (np.round(samples * 32767) / 32768).astype(np.float32))
+
+
+def rendered(events: list[Event], form: Literal["srt", "vtt"] | None, language: str | None = None) -> str:
+    out = io.StringIO()
+    renderer = TextRenderer(out) if form is None else CaptionRenderer(out, form, language)
+    for event in events:
+        renderer.show(event)
+    renderer.close()
+    return out.getvalue()
+
+
+def test_downloads_equal_the_commands_files(page: Page, service: Service, clip: Path, tmp_path: Path) -> None:
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.open(service.port)
+    page.ask_for("de")
+    page.choose_file(clip)
+    page.until_state("Finished")
+    events = expected_events(spoken(), "de")
+    assert page.texts(".committed") == [text.strip() for text in finals(events)] == [FIRST, SECOND]
+
+    def saved(form: str, name: str) -> str:
+        page.press(f'#downloads [data-form="{form}"]')
+        page.until(lambda: (tmp_path / name).exists())
+        return (tmp_path / name).read_bytes().decode()
+
+    assert saved("srt", "captions.srt") == rendered(events, "srt")
+    assert saved("vtt", "captions.vtt") == rendered(events, "vtt")
+    assert saved("txt", "captions.txt") == rendered(events, None)
+    known = json.loads(saved("json", "captions.json"))
+    assert [segment["text"].strip() for segment in known["segments"]] == [FIRST, SECOND]
+    assert known["segments"][0]["translations"] == {"de": scripted_translation(FIRST, "de")}
+    page.press("#text-of option[value=de]")
+    assert saved("srt", "captions.de.srt") == rendered(events, "srt", "de")
+
+
+IN_PAGE = """
+const [segments, done] = arguments;
+import('/captions.js').then(({toSrt, toVtt, spread}) =>
+  done([toSrt(segments), toVtt(segments), segments.map((one) => spread(one.text, 7, 9876))]));
+"""
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cues_are_cut_as_by_the_command(page: Page, service: Service, seed: int) -> None:
+    page.open(service.port)
+    segments = random_segments(seed, 12)
+    sent = [
+        {"words": [{"text": w.text, "start_ms": w.start_ms, "end_ms": w.end_ms} for w in words], "text": "".join(w.text for w in words)}
+        for words in segments
+    ]
+    as_srt, as_vtt, shared = page.driver.execute_async_script(IN_PAGE, sent)
+    times = CueTimes()
+    cues = [cue for words in segments for cue in times.push(cut_cues(words))] + list(times.close())
+    assert as_srt == "".join(srt(number, cue) for number, cue in enumerate(cues, 1))
+    assert as_vtt == "WEBVTT\n\n" + "".join(vtt(cue) for cue in cues)
+    wanted = [[(w.text, w.start_ms, w.end_ms) for w in spread("".join(word.text for word in words), 7, 9876)] for words in segments]
+    assert [[(w["text"], w["start_ms"], w["end_ms"]) for w in words] for words in shared] == wanted
+
+
+def test_a_lost_connection_costs_no_word(page: Page, service: Service, clip: Path) -> None:
+    service.cut_after_bytes = [60_000, 90_000]  # of 268 kB of audio
+    page.open(service.cut_port)
+    page.choose_file(clip)
+    page.until_state("Finished")
+    assert page.texts(".committed") == [FIRST, SECOND]
+    assert service.cuts == 2 and service.engine.opened_count == 1
+    assert page.find("#error") is None
+
+
+def test_a_busy_server_is_asked_again(page: Page, service: Service, clip: Path) -> None:
+    page.open(service.port)
+    with connect(f"ws://127.0.0.1:{service.port}/v1/stream") as other:
+        other.send(json.dumps({"type": "start", "version": 1, "sample_rate": 16_000}))
+        assert json.loads(other.recv())["type"] == "ready"
+        page.choose_file(clip)
+        page.until_state("Server busy")
+        assert "trying again in" in page.text("#state").replace("\n", " ")
+        other.send(json.dumps({"type": "finish"}))
+        for _ in other:
+            pass
+    page.until_state("Finished")
+    assert page.texts(".committed") == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [("NotAllowedError", "may not use the microphone"), ("NotFoundError", "No microphone"), ("NotReadableError", "another program")],
+)
+def test_a_missing_microphone_is_explained(page: Page, service: Service, fault: str, told: str) -> None:
+    page.open(service.port)
+    page.driver.execute_script(
+        "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('refused', arguments[0]))", fault
+    )
+    page.press("#start")
+    page.until(lambda: told in page.text("#error p"))
+    assert page.text("#state") == "Stopped" and page.text("#start") == "Start"
+    page.press("#error button")
+    assert page.find("#error") is None
+
+
+def test_a_file_that_is_no_sound(page: Page, service: Service, tmp_path: Path) -> None:
+    (tmp_path / "notes.wav").write_text("no sound at all")
+    page.open(service.port)
+    page.choose_file(tmp_path / "notes.wav")
+    page.until(lambda: "cannot read “notes.wav” as sound" in page.text("#error p"))
+
+
+def test_a_server_that_is_gone(page: Page, service: Service, clip: Path) -> None:
+    page.open(service.port)
+    service.stop()
+    page.choose_file(clip)
+    page.until(lambda: "cannot be reached" in page.text("#error p"))
+
+
+def test_large_captions_show_the_newest_words(page: Page, service: Service, clip: Path) -> None:
+    page.open(service.port)
+    page.choose_file(clip)
+    page.until_state("Finished")
+    body = page.find("body")
+    assert body is not None
+    body.send_keys(Keys.ALT + "l" + Keys.ALT)
+    page.until(lambda: page.find("#leave") is not None)
+    assert page.find("header") is None and page.find("footer") is None
+    box = page.driver.execute_script(
+        "const box = [...document.querySelectorAll('.committed')].at(-1).getBoundingClientRect(); return [box.top, box.bottom, innerHeight]"
+    )
+    assert 0 <= box[0] < box[1] <= box[2]
+    body.send_keys(Keys.ESCAPE)
+    page.until(lambda: page.find("header") is not None)
+    page.until(lambda: page.driver.switch_to.active_element.get_attribute("id") == "large")
+
+
+def test_every_control_can_be_reached_by_the_keyboard(page: Page, service: Service) -> None:
+    page.open(service.port)
+    reached = list[str]()
+    for _ in range(40):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        active = page.driver.switch_to.active_element
+        reached.append(active.get_attribute("id") or active.get_attribute("value") or active.tag_name)
+        if active.tag_name == "body" or reached.count(reached[0]) > 1:
+            break
+    assert ["microphone", "start", "large", "theme", "summary", "stage"] == [
+        name for name in reached if name in ("microphone", "start", "large", "theme", "summary", "stage")
+    ][:6]
+
+
+def test_theme_is_kept_and_colours_can_be_told_apart(page: Page, service: Service) -> None:
+    page.open(service.port)
+    for theme in ("dark", "light"):
+        page.press("#theme")
+        page.driver.refresh()
+        assert page.driver.execute_script("return document.documentElement.dataset.theme") == theme
+        for name in ("ink", "quiet", "tentative", "accent", "bad", "warn"):
+            assert contrast(page, name) >= 4.0, (theme, name)
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    for path in PAGES.iterdir():
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "").replace("http://localhost", "")
+        assert "http://" not in text and "https://" not in text.replace("behind https", ""), path.name
