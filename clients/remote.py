@@ -75,6 +75,7 @@ class Remote:
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue(maxsize=1000)
         self._more, self._room = asyncio.Event(), asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
+        self._socket: ClientConnection | None = None
 
     async def __aenter__(self) -> Remote:
         """Connect. Raises ProtocolError (nobody there), OverloadedError, TaskError."""
@@ -86,6 +87,8 @@ class Remote:
         assert self._runner is not None, "the stream was entered"
         self._runner.cancel()
         await asyncio.gather(self._runner, return_exceptions=True)
+        if self._socket is not None:  # the runner may have been cancelled while it was closing it
+            await self._socket.close()
 
     async def send(self, pcm: bytes, *, last: bool = False) -> None:
         """Whole samples of all channels; ``last``: nothing comes after them. Waits while too much is on its way, so events must be
@@ -186,6 +189,7 @@ class Remote:
             socket = await open_socket(self.url, max_size=None, compression=None, ping_timeout=None)
         except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
             raise ProtocolError(f"cannot connect to {self.url}: {error or type(error).__name__}") from error
+        self._socket = socket
         try:
             await socket.send(write(first))
             answer = read_server(str(await socket.recv()))

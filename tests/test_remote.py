@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from dragoman.clients import remote as remote_module
 from dragoman.clients.remote import Outbox, Remote, socket_url
 from dragoman.model.errors import AudioFormatError, ConfigError, DragomanError, OverloadedError, ProtocolError, TaskError
 from dragoman.stream.events import Dropped, Event, Final, Translation
 from dragoman.stream.server import Server, listen_on, make_app
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.protocol import State
 
 from .fakes import speech
 from .listeners import check_promises, finals, session, transcribe
@@ -49,6 +52,25 @@ def test_the_same_events_as_without_a_server() -> None:
 
     events = run(test())
     assert events == transcribe(session(targets=["de"]), np.frombuffer(audio, "<i2"))
+
+
+def test_leaving_at_the_last_event_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner is often still closing at that moment, and is cancelled in the middle of it."""
+    opened: list[ClientConnection] = []
+
+    async def open_socket(*args: Any, **kwargs: Any) -> ClientConnection:
+        opened.append(await connect(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(remote_module, "open_socket", open_socket)
+
+    async def test() -> None:
+        async with serving(make_engine()) as live:
+            async with Remote(live.ws) as remote:
+                await talk(remote, pcm(speech("the quick", silence_s=1.0)))
+            assert [socket.state for socket in opened] == [State.CLOSED]
+
+    run(test())
 
 
 @pytest.mark.parametrize("losses", [1, 3])
