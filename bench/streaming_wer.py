@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from dragoman.model.config import SAMPLE_RATE
 from dragoman.model.load import load
+from dragoman.model.scoring import word_errors
+from dragoman.model.store import Store
 from dragoman.model.training.evaluate import noisy, offline
-from dragoman.model.training.scoring import word_errors
-from dragoman.model.training.store import SAMPLE_RATE, Store
 from dragoman.stream import Final, Session, SessionOptions
 from rich.progress import track
 

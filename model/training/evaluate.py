@@ -17,32 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from ..decoder import Hypothesis, hypothesis
 from ..load import Loaded, load
-from ..prompt import Task
-from ..work import Append, Job, Listen, run_together
+from ..offline import transcribe_job
+from ..scoring import WordErrors, word_errors
+from ..store import Clip, Store
+from ..work import run_together
 from .augment import rms
-from .scoring import WordErrors, word_errors
-from .store import SAMPLE_RATE, Clip, Store
-
-TOKENS_PER_S = 10.0  # nobody speaks faster; a loop stops here
-
-
-def transcribe_job(loaded: Loaded, samples: NDArray[np.float32], trailing_s: float = 0.3) -> Job[Hypothesis]:
-    """One whole clip: prompt, all frames, one hypothesis.
-
-    ``trailing_s`` of faint noise follows the clip, as a live stream goes on after the last word.
-    """
-    size = loaded.backend.spec.frame_samples
-    rest = np.random.default_rng(0).standard_normal(int(trailing_s * SAMPLE_RATE), dtype=np.float32) * 1e-3
-    wave = np.concatenate([samples, rest])
-    frames = np.pad(wave, (0, -len(wave) % size)).reshape(-1, size)
-    cache, task = loaded.backend.new_cache(), Task()
-    yield Append(cache, np.asarray(loaded.prompts.prefix(task)))
-    yield Listen(cache, frames)
-    limit = 8 + int(len(wave) / SAMPLE_RATE * TOKENS_PER_S)
-    tail = loaded.prompts.tail(task)
-    return (yield from hypothesis(cache, tail, (), (), stop=loaded.prompts.stop, limit_tokens=limit, max_draft=0))
 
 
 def offline(loaded: Loaded, store: Store, clips: Sequence[Clip], *, batch: int = 16, noise_db: float | None = None) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 import tokenizers
 import torch
 
+from ..scoring import word_errors
 from . import text
 from .augment import AugmentOptions
 from .batches import Batch, Batches, BatchOptions, Speech
-from .scoring import word_errors
 from .student import LossWeights, Student
 
 PLAIN = AugmentOptions(speed=0.0, noise=0.0, hiss=0.0, room=0.0, tilt=0.0, band=0.0)

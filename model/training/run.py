@@ -26,12 +26,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ..checkpoint import load_model
 from ..config import read_model_config
 from ..errors import ConfigError
+from ..store import Store
 from . import text
 from .align import align, train_probe
 from .batches import Batches, BatchOptions, Speech
 from .package import config_of
 from .probe import Probe
-from .store import Store, build_from_folder, build_from_shards
+from .store import build_from_folder, build_from_shards
 from .student import Depths, Student
 from .teachers import write_features
 from .trainer import Trainer, TrainOptions

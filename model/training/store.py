@@ -1,8 +1,7 @@
-"""A folder of decoded speech that training reads by memory map.
+"""Making a store: a folder of decoded speech that training reads by memory map (:mod:`dragoman.model.store`).
 
-A store is three files: ``audio.i16`` (all clips end to end, 16 kHz mono int16), ``clips.tsv`` (one row a clip) and, once
-:mod:`.teachers` has run, ``features.f16`` (the teacher's hidden states, end to end). Decoding Opus costs more than a training
-step, so it is done once; memory maps let the feeder's processes share one copy.
+Decoding Opus costs more than a training step, so it is done once; memory maps let the feeder's processes share one copy. Once
+:mod:`.teachers` has run, the folder holds ``features.f16`` too: the teacher's hidden states, end to end.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import csv
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,50 +18,9 @@ import soxr
 from numpy.typing import NDArray
 from rich.progress import track
 
+from ..config import SAMPLE_RATE
 from ..errors import AudioFormatError
-
-SAMPLE_RATE = 16_000
-COLUMNS = ("id", "split", "lang", "speaker", "source", "licence", "text", "offset_samples", "samples")
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One utterance of a store. ``offset_samples`` points into ``audio.i16``."""
-
-    id: str
-    split: str
-    lang: str
-    speaker: str
-    source: str
-    licence: str
-    text: str
-    offset_samples: int
-    samples: int
-
-    @property
-    def seconds(self) -> float:
-        return self.samples / SAMPLE_RATE
-
-
-class Store:
-    """Read access to a store folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        self.clips = list(read_clips(self.folder / "clips.tsv"))
-        self.audio: NDArray[np.int16] = np.memmap(self.folder / "audio.i16", dtype=np.int16, mode="r")
-
-    def samples(self, clip: Clip) -> NDArray[np.float32]:
-        """Waveform of a clip, float32 in [-1, 1], shape [clip.samples]."""
-        part = self.audio[clip.offset_samples : clip.offset_samples + clip.samples]
-        return part.astype(np.float32) / 32768.0
-
-
-def read_clips(path: Path) -> Iterator[Clip]:
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            texts = {name: row[name] for name in COLUMNS[:-2]}
-            yield Clip(**texts, offset_samples=int(row["offset_samples"]), samples=int(row["samples"]))
+from ..store import COLUMNS
 
 
 class StoreWriter:
@@ -150,21 +107,3 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
             file = tar.extractfile(member)
             if file is not None:
                 yield member.name, file.read()
-
-
-def read_word_ends(folder: Path) -> dict[str, list[int]]:
-    """``words.tsv`` of a store → {clip id: frame by which each word was heard}; empty if there is none."""
-    path = folder / "words.tsv"
-    if not path.exists():
-        return {}
-    rows = (line.split("\t") for line in path.read_text().splitlines())
-    return {row[0]: [int(end) for end in row[1].split()] for row in rows}
-
-
-def read_letter_frames(folder: Path) -> dict[str, list[int]]:
-    """``words.tsv`` of a store → {clip id: frame in which each letter or digit is said, spaces left out}."""
-    path = folder / "words.tsv"
-    if not path.exists():
-        return {}
-    rows = (line.split("\t") for line in path.read_text().splitlines())
-    return {row[0]: [int(frame) for frame in row[2].split()] for row in rows if len(row) > 2}

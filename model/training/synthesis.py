@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..config import SAMPLE_RATE
 from ..errors import AudioFormatError, ConfigError
-from .store import COLUMNS, SAMPLE_RATE, StoreWriter, read_clips
+from ..store import COLUMNS, read_clips
+from .store import StoreWriter
 from .voices import Flite, Utterance, Voice
 
 log = logging.getLogger(__name__)

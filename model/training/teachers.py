@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from rich.progress import track
 
-from .store import Store
+from ..store import Store
 
 HOP_SAMPLES = 384
 CENTRE_SAMPLES = 192
