@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig
-from .errors import AudioFormatError
+from .config import ModelConfig, VisionConfig
+from .errors import AudioFormatError, BackendError
 
 Ids = NDArray[np.int64]  # [n] token ids
 Floats = NDArray[np.float32]
@@ -101,3 +101,29 @@ def check_frames(frames: Floats, frame_samples: int) -> None:
     if not finite.all():
         bad = np.flatnonzero(~finite)
         raise AudioFormatError(f"{len(bad)} of {len(frames)} frames hold NaN or infinite samples, the first is frame {bad[0]}")
+
+
+def check_patches(patches: Floats, config: VisionConfig) -> None:
+    """Raises BackendError unless patches are finite [1 .. places, 1 .. places, patch_values]."""
+    places, values = config.mm_posemb_size, config.patch_values
+    fits = patches.ndim == 3 and patches.shape[2] == values and all(0 < side <= places for side in patches.shape[:2])
+    if not fits or not np.isfinite(patches).all():
+        raise BackendError(
+            f"expected finite patches [rows, columns, {values}] with at most {places} rows and columns, got {list(patches.shape)}"
+        )
+
+
+def ids_to_embed(ids: Ids, config: ModelConfig) -> Ids:
+    """[n ≥ 1] ids → the rows of the table to look up. Placeholders of audio and images count as padding, as the reference does
+    (spec 1.4). Raises BackendError for ids outside the vocabulary."""
+    special, size = config.special, config.backbone.vocab_size
+    wrong = [int(token) for token in ids if not 0 <= token < size]
+    if len(ids) == 0 or wrong:
+        raise BackendError(f"expected at least one token id in 0 .. {size - 1}, got {wrong or 'none'}")
+    return np.where(np.isin(ids, (special.image, special.audio, special.video)), special.pad, ids).astype(np.int64)
+
+
+def check_apart(caches: Sequence[Cache]) -> None:
+    """Raises BackendError if a cache appears twice in one call."""
+    if len({id(cache) for cache in caches}) != len(caches):
+        raise BackendError(f"a cache appears twice among the {len(caches)} of one call")

@@ -6,6 +6,7 @@ it until a later position takes it over, and masks compare absolute positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from .backend import Ids
 from .errors import CacheError
 
 Mask = NDArray[np.bool_]
+SLIDING = "sliding_attention"
+SLACK_TOKENS = 512  # longest block and longest tentative run (a whole hypothesis) that a rolled cache takes
 
 
 @dataclass(slots=True)
@@ -129,3 +132,38 @@ class Ring:
 
     def copy(self) -> Ring:
         return Ring(self.window, self.capacity, self.pinned, self.length, self._high)
+
+
+class RingCache:
+    """What a runtime's cache of one stream does with its rings: one for each kind of layer, all of one length."""
+
+    __slots__ = ()
+
+    def rings(self) -> Iterable[Ring]:
+        raise NotImplementedError
+
+    @property
+    def length(self) -> int:
+        return next(iter(self.rings())).length
+
+    def truncate(self, length: int) -> None:
+        for ring in self.rings():
+            ring.check_truncate(length)  # all first: a refused truncate changes nothing
+        for ring in self.rings():
+            ring.truncate(length)
+
+    @property
+    def room(self) -> int | None:
+        """The longest block that may be appended in one forward; None: any."""
+        rooms = [room for ring in self.rings() if (room := ring.room) is not None]
+        return min(rooms) if rooms else None
+
+    def check_room(self, count: int) -> None:
+        """Raises CacheError unless a block of ``count`` positions may be appended."""
+        if self.room is not None and count > self.room:
+            raise CacheError(f"cannot append {count} positions in one block, there is room for {self.room}")
+
+
+def new_ring(kind: str, window: int, slack_tokens: int) -> Ring:
+    """The ring of a kind of layer: sliding layers roll, full layers grow."""
+    return Ring(window, window + slack_tokens - 1) if kind == SLIDING else Ring()

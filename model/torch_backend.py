@@ -7,7 +7,7 @@ runs lives in its TorchCache; the modules are never written to.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from .backbone import Attend, cached_attention
-from .backend import Cache, Floats, Hidden, Ids, ModelSpec, Step, check_frames
-from .cache import Ring
+from .backend import Cache, Floats, Hidden, Ids, ModelSpec, Step, check_apart, check_frames, check_patches, ids_to_embed
+from .cache import SLACK_TOKENS, SLIDING, Ring, RingCache, new_ring
 from .checkpoint import Model
 from .drafter import Drafter, check_fit
-from .errors import BackendError, CacheError, TaskError
-from .vision import check_patches
+from .errors import BackendError, TaskError
 
-SLIDING = "sliding_attention"
-SLACK_TOKENS = 512  # longest block and longest tentative run (a whole hypothesis) that a rolled cache takes
 _FIRST_SLOTS = 64
 _HEAD_ROWS = 64  # positions that go through the head at once: 12B's logits are 1 MB for each
 
@@ -55,29 +52,16 @@ def _longer(old: Tensor, slots: int, kept: int) -> Tensor:
 
 
 @dataclass(slots=True)
-class TorchCache:
+class TorchCache(RingCache):
     """The state of one stream."""
 
     stores: dict[str, _Store]  # kind of layer → its keys and values
 
-    @property
-    def length(self) -> int:
-        return next(iter(self.stores.values())).ring.length
-
-    def truncate(self, length: int) -> None:
-        for store in self.stores.values():
-            store.ring.check_truncate(length)  # all first: a refused truncate changes nothing
-        for store in self.stores.values():
-            store.ring.truncate(length)
+    def rings(self) -> Iterable[Ring]:
+        return (store.ring for store in self.stores.values())
 
     def copy(self) -> TorchCache:
         return TorchCache({kind: store.copy() for kind, store in self.stores.items()})
-
-    @property
-    def room(self) -> int | None:
-        """The longest block that may be appended in one forward; None: any."""
-        rooms = [room for store in self.stores.values() if (room := store.ring.room) is not None]
-        return min(rooms) if rooms else None
 
 
 @dataclass(slots=True)
@@ -110,9 +94,8 @@ class TorchBackend:
         stores: dict[str, _Store] = {}
         for kind in dict.fromkeys(text.layer_types):
             layer, count = text.last_layer_of(kind), text.layer_types.count(kind)
-            ring = Ring(text.sliding_window, text.sliding_window + self.slack_tokens - 1) if kind == SLIDING else Ring()
             empty = self._table.new_zeros(count, text.kv_heads(layer), 0, text.dim(layer))
-            stores[kind] = _Store(ring, empty, empty)
+            stores[kind] = _Store(new_ring(kind, text.sliding_window, self.slack_tokens), empty, empty)
         return TorchCache(stores)
 
     @torch.inference_mode()
@@ -123,10 +106,10 @@ class TorchBackend:
 
     @torch.inference_mode()
     def look(self, work: Sequence[tuple[Cache, Floats]]) -> None:
-        if self.vision is None:
+        if self.vision is None or self.config.vision is None:
             raise TaskError("this model cannot see images: its config.json has no vision_config")
         for _, patches in work:
-            check_patches(patches, self.vision)
+            check_patches(patches, self.config.vision)
         self.hidden_states([(_mine(cache), self.vision(self._floats(patches))) for cache, patches in work], both_ways=True)
 
     @torch.inference_mode()
@@ -171,11 +154,9 @@ class TorchBackend:
         """
         if not work:
             return []
-        if len({id(cache) for cache, _ in work}) != len(work):
-            raise BackendError(f"a cache appears twice among the {len(work)} of one call")
+        check_apart([cache for cache, _ in work])
         for cache, x in work:
-            if cache.room is not None and len(x) > cache.room:
-                raise CacheError(f"cannot append {len(x)} positions in one block, there is room for {cache.room}")
+            cache.check_room(len(x))
         marks = [(cache, cache.length) for cache, _ in work]
         positions = torch.cat([torch.arange(length, length + len(x)) for (_, length), (_, x) in zip(marks, work, strict=True)])
         try:
@@ -194,13 +175,8 @@ class TorchBackend:
 
     @torch.inference_mode()
     def embed_ids(self, ids: Ids) -> Tensor:
-        """[n ≥ 1] ids → [n, d], scaled. Placeholders of audio and images are embedded as padding, as the reference does (spec 1.4)."""
-        special, size = self.config.special, self.config.backbone.vocab_size
-        wrong = [int(token) for token in ids if not 0 <= token < size]
-        if len(ids) == 0 or wrong:
-            raise BackendError(f"expected at least one token id in 0 .. {size - 1}, got {wrong or 'none'}")
-        held = np.where(np.isin(ids, (special.image, special.audio, special.video)), special.pad, ids).astype(np.int64)
-        return self.backbone.embed(torch.as_tensor(held, device=self._table.device))
+        """[n ≥ 1] ids → [n, d], scaled; errors as in ``ids_to_embed``."""
+        return self.backbone.embed(torch.as_tensor(ids_to_embed(ids, self.config), device=self._table.device))
 
     def _append_in_blocks(self, work: Sequence[tuple[TorchCache, Tensor]]) -> list[Tensor]:
         """``hidden_states`` for causal input of any length: cut where a rolled cache has no more room (exact: causal)."""

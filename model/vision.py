@@ -39,16 +39,6 @@ class VisionEmbedder(nn.Module):
         return self.embedding_projection(rms_norm(self.pos_norm(x), None, self.eps)).flatten(0, 1)
 
 
-def check_patches(patches: Floats, embedder: VisionEmbedder) -> None:
-    """Raises BackendError unless patches are finite [1 .. places, 1 .. places, patch_values]."""
-    places, values = embedder.pos_embedding.shape[0], embedder.patch_dense.in_features
-    fits = patches.ndim == 3 and patches.shape[2] == values and all(0 < side <= places for side in patches.shape[:2])
-    if not fits or not np.isfinite(patches).all():
-        raise BackendError(
-            f"expected finite patches [rows, columns, {values}] with at most {places} rows and columns, got {list(patches.shape)}"
-        )
-
-
 def target_size(height: int, width: int, patch_px: int, max_patches: int) -> tuple[int, int]:
     """Height and width to resize to: the same shape, sides multiples of ``patch_px``, at most ``max_patches`` patches.
 
