@@ -18,6 +18,7 @@ examples:
   dragoman listen                                live captions from the microphone; Ctrl-C ends
   dragoman serve                                 a page with live captions on http://localhost:8000, sockets below it
   dragoman connect localhost:8000 talk.flac      the same words from a server
+  dragoman bench CLIPS                           word errors, delays, flicker and cost on this machine
 
 Nothing is sent anywhere but to the server that you name: the model runs on your own machine.
 """
@@ -92,6 +93,29 @@ def _devices(args: argparse.Namespace) -> int:
     return list_devices()
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from .bench import Plan, check, run_bench
+
+    options = _options(args)
+    blocks = _blocks(args.blocks)
+    settings = tuple(_options(argparse.Namespace(**{**vars(args), "block_ms": block})).session for block in blocks)
+    plan = Plan(args.clips, settings, args.split, args.talk_seconds, args.limit, args.seed, args.long, args.out)
+    clips = check(plan, options)
+    return run_bench(plan, clips, _load(options), options)
+
+
+def _blocks(given: str) -> list[int]:
+    from ..stream import ConfigError
+
+    try:
+        blocks = [int(part) for part in given.split(",")]
+    except ValueError:
+        blocks = []
+    if not blocks or len(set(blocks)) < len(blocks):
+        raise ConfigError(f"--blocks is {given!r}, expected different numbers of ms, as in 320,640,960")
+    return blocks
+
+
 def _train(args: argparse.Namespace) -> int:
     # The one command that is not a client: it only opens the door to the training tool, by name, and shares no code with it.
     from importlib import import_module
@@ -163,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("devices", help="list the microphones", description="Input devices; * marks the default.")
     listing.set_defaults(run=_devices)
 
+    _bench_parser(commands)
     train = commands.add_parser(
         "train", help="train or fine-tune a small model", description="One run from one YAML file; see docs/training.md."
     )
@@ -195,6 +220,22 @@ def _server_parsers(commands: Any) -> None:
     _forms(client)
     _task(client)
     client.set_defaults(run=_connect)
+
+
+def _bench_parser(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench", help="measure words, delays and cost on this machine", description="Clips with transcripts → figures; see docs/bench.md."
+    )
+    bench.add_argument("clips", type=Path, metavar="CLIPS", help="a folder of sound files with a .txt beside each, or a store")
+    bench.add_argument("--split", metavar="NAME", help="of a store: which clips, e.g. dev-clean")
+    bench.add_argument("--blocks", default="320,640,960", metavar="N,N", help="block sizes in ms (default: %(default)s)")
+    bench.add_argument("--talk-seconds", type=float, default=120.0, metavar="S", help="clips are joined up to so long (default: 120)")
+    bench.add_argument("--limit", type=int, metavar="N", help="only the first clips")
+    bench.add_argument("--seed", type=int, default=0, metavar="N", help="of the pauses between clips (default: 0)")
+    bench.add_argument("--long", type=int, metavar="MINUTES", help="then one stream of so many minutes: memory and CPU for each")
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="write bench.json, bench.txt and bench.png into FOLDER")
+    _running(bench)
+    bench.set_defaults(run=_bench, to=[], language=None, block_ms=None)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

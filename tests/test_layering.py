@@ -65,7 +65,7 @@ HOMES = {
     "websockets": ("clients/remote.py",),
     "jiwer": ("model/scoring.py", "stream/measures.py"),
     "whisper_normalizer": ("model/scoring.py",),
-    "psutil": ("stream/rehearsal.py", "clients/bench.py"),
+    "psutil": ("stream/bench.py", "clients/bench.py"),
     "matplotlib": ("clients/bench_plot.py",),
 }
 TRAINING = "model/training/*"
