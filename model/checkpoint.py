@@ -126,7 +126,7 @@ def _fill(folder: Path, modules: Mapping[str, nn.Module], dtype: torch.dtype, de
     shapes = _shapes_on_disk(homes)
     _compare(folder, {name: list(tensor.shape) for name, tensor in wanted.items()}, shapes)
     read: dict[str, Tensor] = {}
-    with _bar(progress, len(wanted), f"reading {folder.name}") as advance:
+    with progress_bar(progress, len(wanted), f"reading {folder.name}") as advance:
         for file in sorted(set(homes.values())):
             with _opened(file, device) as opened:
                 for name in (name for name, home in homes.items() if home == file and name in wanted):
@@ -154,6 +154,14 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}")
     with _opened(single) as file:
         return dict.fromkeys(file.keys(), single)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """float32 or bfloat16: what a folder's weights are best read as. Tensors of bfloat16 stay mapped and take no memory."""
+    path = next(iter(tensor_files(folder).values()))
+    with _opened(path) as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}
+    return torch.bfloat16 if kinds == {"BF16"} else torch.float32
 
 
 def _shapes_on_disk(homes: Mapping[str, Path]) -> dict[str, list[int]]:
@@ -190,7 +198,8 @@ def _compare(folder: Path, wanted: Mapping[str, list[int]], held: Mapping[str, l
 
 
 @contextmanager
-def _bar(show: bool, total: int, title: str) -> Generator[Callable[[], None]]:
+def progress_bar(show: bool, total: int, title: str) -> Generator[Callable[[], None]]:
+    """Gives a function that says one more of ``total`` is done."""
     if not show:
         yield lambda: None
         return

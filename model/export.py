@@ -1,0 +1,117 @@
+"""A checkpoint folder → a folder that ONNX Runtime runs without torch: ``onnx/`` with the graphs, config.json, tokenizer.json.
+
+Everything is written into a temporary folder beside its place, loaded and run there, and renamed at the end: a folder that
+ONNX Runtime cannot load is never left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+from .checkpoint import Model, load_drafter, load_model, progress_bar, stored_dtype
+from .drafter import Drafter, check_fit
+from .errors import BackendError, ConfigError
+from .onnx_backend import FORMAT, NOTE, OnnxBackend
+from .onnx_graphs import Advance, array, write_backbone, write_drafter, write_projector, write_vision
+from .onnx_writer import GraphWriter, Precision
+from .torch_backend import TorchBackend
+
+GRAPHS = "onnx"
+PRECISIONS = get_args(Precision)
+_COPIED = ("config.json", "tokenizer.json")
+_TOLERANCE = 1e-3  # log-probabilities of fp32 graphs against torch; the parity tests are ten times stricter
+_CHECKED_FRAMES, _CHECKED_TOKENS = 20, 4
+
+
+def export(folder: Path, out: Path, *, precision: Precision = "int8", assistant: Path | None = None, progress: bool = False) -> Path:
+    """Write the checkpoint in ``folder`` as ONNX graphs below ``out``; returns ``out``.
+
+    ``out`` may be ``folder`` itself (it gets an ``onnx/``, or a new one), or a folder that does not exist yet. ``assistant``: a folder
+    with the MTP drafter; None: the folder's own ``assistant/``, if there is one. ``progress``: show a bar. Raises ConfigError,
+    CheckpointError or BackendError; then nothing has changed.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    inside = out.exists() and folder.exists() and out.samefile(folder)
+    if out.exists() and not inside:
+        raise ConfigError(f"{out} exists already; name a new folder, or {folder} to put the graphs into it")
+    model = load_model(folder, dtype=stored_dtype(folder), progress=progress)
+    if assistant is None and (folder / "assistant" / "config.json").is_file():
+        assistant = folder / "assistant"
+    drafter = None if assistant is None else load_drafter(assistant, dtype=stored_dtype(assistant), progress=progress)
+    if drafter is not None:
+        check_fit(model.config.backbone, drafter.config)
+    with _renamed_at_the_end(out / GRAPHS if inside else out) as new:
+        graphs = new if inside else new / GRAPHS
+        graphs.mkdir(exist_ok=True)
+        with progress_bar(progress, model.config.backbone.num_layers, f"writing {precision} graphs") as advance:
+            _write(graphs, model, drafter, precision, advance)
+        for name in () if inside else _COPIED:
+            shutil.copyfile(folder / name, new / name)
+        check(graphs, model, drafter)
+    return out
+
+
+def _write(graphs: Path, model: Model, drafter: Drafter | None, precision: Precision, advance: Advance) -> None:
+    special = model.config.special
+    with GraphWriter(graphs, "projector", precision) as g:
+        write_projector(g, model.projector)
+    with GraphWriter(graphs, "backbone", precision) as g:
+        write_backbone(g, model.backbone, special, advance)
+    if model.vision is not None:
+        with GraphWriter(graphs, "vision", precision) as g:
+            write_vision(g, model.vision)
+    if drafter is not None:
+        with GraphWriter(graphs, "drafter", precision) as g:
+            write_drafter(g, drafter, special)
+    # The table of input embeddings is looked up, never multiplied with: it stays outside the graphs, mapped from its file.
+    table = array(model.backbone.embed_tokens.weight)
+    np.save(graphs / "embeddings.npy", table if precision == "fp32" else table.astype(np.float16))
+    (graphs / NOTE).write_text(json.dumps({"format": FORMAT, "precision": precision}) + "\n", encoding="utf-8")
+
+
+def check(graphs: Path, model: Model, drafter: Drafter | None) -> None:
+    """Load the graphs and run every one on noise. Raises BackendError if one cannot be loaded, answers with something that is no
+    number, or (fp32) differs from torch."""
+    runtime = OnnxBackend(graphs, model.config)
+    rng = np.random.default_rng(0)
+    frames = (0.1 * rng.standard_normal((_CHECKED_FRAMES, model.config.audio.frame_samples))).astype(np.float32)
+    ids = np.full(_CHECKED_TOKENS, model.config.special.bos, dtype=np.int64)
+    cache = runtime.new_cache()
+    runtime.listen([(cache, frames)])
+    (step,) = runtime.step([(cache, ids)])
+    if drafter is not None:
+        runtime.draft([(cache, (step.hidden[-1], int(step.ids[-1]), 1))])
+    if model.config.vision is not None:
+        runtime.look([(cache, np.zeros((1, 2, model.config.vision.patch_values), np.float32))])
+    if not np.isfinite(step.logprobs).all():
+        raise BackendError(f"the graphs answer with log-probabilities {step.logprobs.tolist()}, expected finite ones")
+    if runtime.precision == "fp32" and model.backbone.embed_tokens.weight.dtype == torch.float32:
+        torch_runtime = TorchBackend(model)
+        cache = torch_runtime.new_cache()
+        torch_runtime.listen([(cache, frames)])
+        (wanted,) = torch_runtime.step([(cache, ids)])
+        if (far := float(np.abs(step.logprobs - wanted.logprobs).max())) > _TOLERANCE:
+            raise BackendError(f"log-probabilities of the graphs differ from torch by {far:.1e}, expected at most {_TOLERANCE:.0e}")
+
+
+@contextmanager
+def _renamed_at_the_end(place: Path) -> Generator[Path]:
+    """A temporary folder beside ``place``; it takes the place of what was there if the block succeeds, and vanishes if not."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new.mkdir()
+        yield new
+        if place.exists():
+            place.rename(old)
+        new.rename(place)

@@ -1,0 +1,85 @@
+"""The cache of one stream for ONNX Runtime: NumPy arrays that the graphs read where they lie.
+
+A forward answers with the new keys and values only, and ``Store.write`` puts them into their slots; so nothing of a cache's size is
+copied, except when an array has to grow. Axes as in ``onnx_graphs.py``; S the slots of an array, used or not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .backend import Floats, Ids
+from .cache import Ring, RingCache
+
+_FIRST_SLOTS = 64
+_GROWTH = 4  # an array grows by a quarter: unused slots are multiplied with, and masked
+
+
+@dataclass(slots=True)
+class Store:
+    """Keys [layers, Hkv, D, S] and values [layers, Hkv, S, D] of all layers of one kind."""
+
+    ring: Ring
+    keys: Floats
+    values: Floats
+
+    @property
+    def slots(self) -> int:
+        return self.keys.shape[3]
+
+    def reserve(self, slots: int) -> bool:
+        """Make room for so many slots. True: the arrays are new ones."""
+        if slots <= self.slots:
+            return False
+        wanted = max(slots, self.slots + max(_FIRST_SLOTS, self.slots // _GROWTH))
+        wanted = min(wanted, self.ring.capacity or sys.maxsize)
+        old_keys, old_values = self.keys, self.values
+        layers, heads, dim, held = old_keys.shape
+        # Zeros and not rubbish: what a mask hides is still multiplied with 0, and 0 times NaN is NaN.
+        self.keys, self.values = np.zeros((layers, heads, dim, wanted), np.float32), np.zeros((layers, heads, wanted, dim), np.float32)
+        self.keys[..., :held], self.values[:, :, :held] = old_keys, old_values
+        return True
+
+    def write(self, slots: Ids, keys: Floats, values: Floats) -> None:
+        """New keys [layers, Hkv, D, n] and values [layers, Hkv, n, D] into their slots [n]."""
+        first, last = int(slots[0]), int(slots[-1])
+        place = slice(first, last + 1) if last - first == len(slots) - 1 else slots
+        self.keys[..., place], self.values[:, :, place] = keys, values
+
+    def copy(self) -> Store:
+        used = self.ring.slots_used
+        return Store(self.ring.copy(), self.keys[..., :used].copy(), self.values[:, :, :used].copy())
+
+
+@dataclass(slots=True)
+class OnnxCache(RingCache):
+    """The state of one stream."""
+
+    stores: dict[str, Store]  # kind of layer → its keys and values
+    _bound: dict[str, Any] = field(default_factory=dict[str, Any])  # session → its I/O binding with these arrays
+
+    def rings(self) -> Iterable[Ring]:
+        return (store.ring for store in self.stores.values())
+
+    def copy(self) -> OnnxCache:
+        return OnnxCache({kind: store.copy() for kind, store in self.stores.items()})
+
+    def reserve(self, slots: int) -> None:
+        """Room for arrays of so many slots in every store that may have them; new arrays are bound anew."""
+        for store in self.stores.values():
+            if store.reserve(min(slots, store.ring.capacity or slots)):
+                self._bound.clear()
+
+    def binding(self, name: str, session: Any, arrays: dict[str, tuple[str, int]]) -> Any:
+        """The I/O binding of a session with this cache's arrays: ``arrays`` maps a graph's input to (kind, layer of that kind)."""
+        if name not in self._bound:
+            self._bound[name] = binding = session.io_binding()
+            for suffix, (kind, layer) in arrays.items():
+                binding.bind_cpu_input(f"keys.{suffix}", self.stores[kind].keys[layer])
+                binding.bind_cpu_input(f"values.{suffix}", self.stores[kind].values[layer])
+        return self._bound[name]

@@ -1,0 +1,218 @@
+"""The modules of a checkpoint as ONNX graphs (spec section 9). What crosses their borders is read by ``onnx_backend.py``.
+
+The cache stays with the host: each layer's keys [Hkv, D, S] and values [Hkv, S, D] go in as they lie in memory (S slots, in any
+order, masked by the host, so positions are explicit and a ring may wrap), and only the NEW keys and values come out. Scores over old
+and new positions are put side by side before the softmax, so nothing of a cache's size is ever copied.
+
+The graphs are written by hand, not traced: torch's exporter wants all weights in memory in fp32, and takes minutes at 48 layers. That
+they say what the modules say is what the parity tests are for. Axes: n new positions, r wanted rows, d hidden size, H heads, D head
+dimension, g heads for each key head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .backbone import Attention, Backbone, Layer, rotary_frequencies
+from .config import SpecialIds
+from .drafter import Drafter
+from .onnx_writer import Array, GraphWriter
+from .projector import AudioProjector
+from .vision import VisionEmbedder
+
+LOWEST = -3e38  # a mask of -inf would make NaN of a row that sees nothing
+Advance = Callable[[], None]
+
+
+def array(weight: Tensor) -> Array:
+    return np.ascontiguousarray(weight.detach().float().numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What all layers of one kind read."""
+
+    key_heads: int
+    cos: str  # [n, D / 2]
+    sin: str
+    mask: str  # [g * n, S + n] (drafter: [g, S]), to be added to the scores
+    split: str  # [S, n]; empty for the drafter
+
+
+def write_projector(g: GraphWriter, projector: AudioProjector) -> None:
+    """frames [n, samples] → x [n, d]."""
+    weight = array(projector.embedding_projection.weight)
+    frames = g.input("frames", np.float32, "n", weight.shape[1])
+    x = g.linear(g.rms_norm(frames, np.ones(weight.shape[1], np.float32), projector.eps), weight)
+    g.output("x", x, np.float32, "n", weight.shape[0])
+
+
+def write_vision(g: GraphWriter, vision: VisionEmbedder) -> None:
+    """patches [p, values], columns [p], rows [p] (the place of each patch) → x [p, d]."""
+    dense, last = array(vision.patch_dense.weight), array(vision.embedding_projection.weight)
+    patches, columns, rows = g.input("patches", np.float32, "p", dense.shape[1]), *(g.input(c, np.int64, "p") for c in ("columns", "rows"))
+    x = g.op("Add", g.linear(_layer_norm(g, patches, vision.patch_ln1), dense), g.constant(array(vision.patch_dense.bias)))
+    x = _layer_norm(g, x, vision.patch_ln2)
+    for axis, places in enumerate((columns, rows)):
+        x = g.op("Add", x, g.op("Gather", g.weight(array(vision.pos_embedding[:, axis])), places))
+    x = g.rms_norm(_layer_norm(g, x, vision.pos_norm), np.ones(last.shape[1], np.float32), vision.eps)
+    g.output("x", g.linear(x, last), np.float32, "p", last.shape[0])
+
+
+def _layer_norm(g: GraphWriter, x: str, norm: nn.LayerNorm) -> str:
+    return g.op("LayerNormalization", x, g.constant(array(norm.weight)), g.constant(array(norm.bias)), axis=-1, epsilon=norm.eps)
+
+
+def write_backbone(g: GraphWriter, backbone: Backbone, special: SpecialIds, advance: Advance) -> None:
+    """x [n, d], positions [n], rows [r], a mask and a split for each kind of layer, keys.i and values.i for each layer
+    → hidden [r, d], ids [r, 1], logprobs [r, 1], and for each kind the new keys [layers, Hkv, D, n] and values [layers, Hkv, n, D].
+    """
+    config = backbone.config
+    x = g.input("x", np.float32, "n", config.hidden_size)
+    positions, rows = g.input("positions", np.int64, "n"), g.input("rows", np.int64, "r")
+    shared = _shared_inputs(g, backbone, positions, new=True)
+    new: dict[str, list[tuple[str, str]]] = {kind: [] for kind in shared}
+    for layer in _layers(backbone):
+        kind = layer.self_attn.kind
+        x, key_value = _write_layer(g, layer, x, shared[kind], _cache_inputs(g, backbone, layer.index))
+        assert key_value is not None, "a layer of the backbone has keys and values"
+        new[kind].append(key_value)
+        advance()
+    hidden = _norm(g, g.op("Gather", x, rows), backbone.norm.weight, backbone.norm.eps)
+    g.output("hidden", hidden, np.float32, "r", config.hidden_size)
+    _write_answers(g, hidden, array(backbone.embed_tokens.weight), config.final_logit_softcapping, special)
+    for kind, made in new.items():
+        heads, dim = config.kv_heads(config.last_layer_of(kind)), config.dim(config.last_layer_of(kind))
+        for place, (name, shape) in enumerate((("new_keys", (heads, dim, "n")), ("new_values", (heads, "n", dim)))):
+            parts = [g.op("Unsqueeze", pair[place], g.ints(0)) for pair in made]
+            g.output(f"{name}.{kind}", g.op("Concat", *parts, axis=0), np.float32, len(made), *shape)
+
+
+def write_drafter(g: GraphWriter, drafter: Drafter, special: SpecialIds) -> None:
+    """embedded [1, d] of the last token, hidden [1, d], positions [1], a mask for each kind, keys and values of the backbone's last
+    layer of each kind → ids [1, 1], next_hidden [1, d]."""
+    model, wide = drafter.model, drafter.config.backbone_hidden_size
+    both = [g.input(name, np.float32, 1, wide) for name in ("embedded", "hidden")]
+    shared = _shared_inputs(g, model, g.input("positions", np.int64, 1), new=False)
+    caches = {kind: _cache_inputs(g, model, model.config.last_layer_of(kind), name=kind) for kind in shared}
+    x = g.linear(g.op("Concat", *both, axis=-1), array(drafter.pre_projection.weight))
+    for layer in _layers(model):
+        x, _ = _write_layer(g, layer, x, shared[layer.self_attn.kind], caches[layer.self_attn.kind])
+    inner = _norm(g, x, model.norm.weight, model.norm.eps)
+    g.output("next_hidden", g.linear(inner, array(drafter.post_projection.weight)), np.float32, 1, wide)
+    _write_answers(g, inner, array(model.embed_tokens.weight), None, special, with_logprobs=False)
+
+
+def _layers(backbone: Backbone) -> Sequence[Layer]:
+    return [layer for layer in backbone.layers if isinstance(layer, Layer)]
+
+
+def _shared_inputs(g: GraphWriter, backbone: Backbone, positions: str, *, new: bool) -> dict[str, _Inputs]:
+    """fp32 angles from fp32 positions, as the reference has them: half precision loses whole numbers beyond 2048."""
+    column = g.op("Unsqueeze", g.op("Cast", positions, to=1), g.ints(1))
+    shared: dict[str, _Inputs] = {}
+    for kind in dict.fromkeys(backbone.config.layer_types):
+        angles = g.op("Mul", column, g.constant(array(rotary_frequencies(backbone.config, kind))[None]))
+        mask = g.input(f"mask.{kind}", np.float32, f"mask_rows.{kind}", f"mask_columns.{kind}")
+        split = g.input(f"split.{kind}", np.int64, 2) if new else ""
+        key_heads = backbone.config.kv_heads(backbone.config.last_layer_of(kind))
+        shared[kind] = _Inputs(key_heads, g.op("Cos", angles), g.op("Sin", angles), mask, split)
+    return shared
+
+
+def _cache_inputs(g: GraphWriter, backbone: Backbone, layer: int, name: str | None = None) -> tuple[str, str]:
+    config = backbone.config
+    kind, heads, dim = config.layer_types[layer], config.kv_heads(layer), config.dim(layer)
+    slots, place = f"slots.{kind}", layer if name is None else name
+    return g.input(f"keys.{place}", np.float32, heads, dim, slots), g.input(f"values.{place}", np.float32, heads, slots, dim)
+
+
+def _norm(g: GraphWriter, x: str, weight: Tensor, eps: float) -> str:
+    return g.rms_norm(x, array(weight), eps)
+
+
+def _write_layer(g: GraphWriter, layer: Layer, x: str, shared: _Inputs, cache: tuple[str, str]) -> tuple[str, tuple[str, str] | None]:
+    """→ x [n, d] after the layer; its new keys [Hkv, D, n] and values [Hkv, n, D]."""
+    attention, mlp = layer.self_attn, layer.mlp
+    eps = attention.eps
+    q, new = _project(g, attention, _norm(g, x, layer.input_layernorm.weight, eps), shared)
+    seen = g.linear(_attend(g, attention, q, new, shared, cache), array(attention.o_proj.weight))
+    seen = _norm(g, seen, layer.post_attention_layernorm.weight, eps)
+    before = g.constant(array(layer.pre_feedforward_layernorm.weight))
+    h, _, _, x = g.ops("SkipSimplifiedLayerNormalization", seen, x, before, outputs=4, epsilon=eps)  # the sum, and its norm
+    gate_up = g.linear(h, array(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])))
+    gate, up = g.ops("Split", gate_up, outputs=2, axis=-1, num_outputs=2)
+    down = g.linear(g.op("Mul", g.op("Gelu", gate, approximate="tanh"), up), array(mlp.down_proj.weight))
+    x = g.op("Add", x, _norm(g, down, layer.post_feedforward_layernorm.weight, eps))
+    return g.op("Mul", x, g.constant(array(layer.layer_scalar))), new
+
+
+def _project(g: GraphWriter, attention: Attention, h: str, shared: _Inputs) -> tuple[str, tuple[str, str] | None]:
+    """h [n, d] → q [Hkv, g * n, D]; new keys [Hkv, D, n] and values [Hkv, n, D]. Queries, keys and values are one linear layer, and
+    share the norm without its weight."""
+    dim, keys = attention.dim, shared.key_heads
+    heads = attention.q_proj.weight.shape[0] // dim
+    if attention.queries_only:
+        normed = _heads(g, h, [attention.q_proj.weight], dim, attention.eps)
+        q = _turn(g, normed, attention.q_norm.weight.expand(heads, -1), shared)
+        return g.op("Reshape", q, g.ints(keys, -1, dim)), None
+    weights = [attention.q_proj.weight, attention.k_proj.weight]
+    normed = _heads(g, h, weights if attention.shares_v else [*weights, attention.v_proj.weight], dim, attention.eps)
+    # A full layer's V is the K projection before k_norm's weight and rotation.
+    cut = g.ints(heads, keys) if attention.shares_v else g.ints(heads + keys, keys)
+    qk, v = g.ops("Split", normed, cut, outputs=2, axis=1)
+    own = torch.cat([attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(keys, -1)])
+    turned = _turn(g, normed if attention.shares_v else qk, own, shared)
+    q, k = g.ops("Split", turned, g.ints(heads, keys), outputs=2, axis=0)
+    q = g.op("Reshape", q, g.ints(keys, -1, dim))
+    return q, (g.op("Transpose", k, perm=[0, 2, 1]), g.op("Transpose", v, perm=[1, 0, 2]))
+
+
+def _heads(g: GraphWriter, h: str, weights: Sequence[Tensor], dim: int, eps: float) -> str:
+    """[n, d] → [n, heads, D], each head over its rms."""
+    raw = g.op("Reshape", g.linear(h, array(torch.cat(list(weights)))), g.ints(0, -1, dim))
+    return g.rms_norm(raw, np.ones(dim, np.float32), eps)
+
+
+def _turn(g: GraphWriter, normed: str, weight: Tensor, shared: _Inputs) -> str:
+    """[n, heads, D] times the norms' weights [heads, D], rotated → [heads, n, D]."""
+    heads, dim = weight.shape
+    flat = g.op("Reshape", g.op("Mul", normed, g.constant(array(weight))), g.ints(1, -1, heads * dim))
+    # Row i of the tables belongs to the i-th NEW position; where it stands in the stream is in the angles already.
+    turned = g.op("RotaryEmbedding", flat, g.ints(0), shared.cos, shared.sin)
+    return g.op("Transpose", g.op("Reshape", turned, g.ints(-1, heads, dim)), perm=[1, 0, 2])
+
+
+def _attend(g: GraphWriter, attention: Attention, q: str, new: tuple[str, str] | None, shared: _Inputs, cache: tuple[str, str]) -> str:
+    """→ [n, H * D]. Scale is 1.0: the norms have learned it. A cache is read by one MatMul each and by nothing else."""
+    heads, (keys, values) = attention.q_proj.weight.shape[0] // attention.dim, cache
+    if new is None:
+        weights = g.op("Softmax", g.op("Add", g.op("MatMul", q, keys), shared.mask), axis=-1)
+        return g.op("Reshape", g.op("MatMul", weights, values), g.ints(1, -1))
+    scores = g.op("Concat", g.op("MatMul", q, keys), g.op("MatMul", q, new[0]), axis=-1)
+    weights = g.op("Softmax", g.op("Add", scores, shared.mask), axis=-1)
+    old_weights, new_weights = g.ops("Split", weights, shared.split, outputs=2, axis=-1)
+    seen = g.op("Add", g.op("MatMul", old_weights, values), g.op("MatMul", new_weights, new[1]))  # [Hkv, g * n, D]
+    by_head = g.op("Reshape", seen, g.ints(heads, -1, attention.dim))
+    return g.op("Reshape", g.op("Transpose", by_head, perm=[1, 0, 2]), g.ints(-1, heads * attention.dim))
+
+
+def _write_answers(
+    g: GraphWriter, hidden: str, table: Array, cap: float | None, special: SpecialIds, *, with_logprobs: bool = True
+) -> None:
+    """hidden [r, d] → ids [r, 1] and their logprobs [r, 1], suppressed ids never."""
+    scores = g.linear(hidden, table)
+    if cap is not None:
+        scores = g.op("Mul", g.op("Tanh", g.op("Mul", scores, g.number(1 / cap))), g.number(cap))
+    silence = np.zeros(len(table), np.float32)
+    silence[[token for token in special.suppressed if token < len(table)]] = LOWEST
+    scores = g.op("Add", scores, g.weight(silence))
+    best, ids = g.ops("TopK", scores, g.ints(1), outputs=2, axis=-1)
+    g.output("ids", ids, np.int64, "r", 1)
+    if with_logprobs:
+        g.output("logprobs", g.op("Sub", best, g.op("ReduceLogSumExp", scores, g.ints(-1), keepdims=1)), np.float32, "r", 1)

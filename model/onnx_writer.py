@@ -1,0 +1,132 @@
+"""One ONNX graph, written node by node: the weights go straight to a data file beside it, one at a time.
+
+So a model of any size is written in the memory of its largest matrix. Linear layers are written as the precision says:
+
+- ``fp32``: MatMul.
+- ``int8``: DynamicQuantizeMatMul. Weights int8 with one scale for each output column; activations uint8 with one scale for a whole
+  block, found when it runs. VNNI and AMX kernels take it where a machine has them.
+- ``int4``: MatMulNBits. Weights 4 bits with one scale for each 32 of a column; activations int8 with one scale for each 32 of a row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, save_model
+
+Precision = Literal["fp32", "int8", "int4"]
+Array = NDArray[Any]
+BLOCK = 32
+_OPSET = [("", 21), ("com.microsoft", 1)]
+_IR_VERSION = 10
+_PAGE = 4096  # weights begin on a page, so that a runtime may map them
+_MICROSOFT = {"DynamicQuantizeMatMul", "MatMulNBits", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"}
+
+
+def int8_columns(weight: Array) -> tuple[Array, Array]:
+    """[N, K] → int8 [K, N] and scales [N]: symmetric, the largest of each output column becomes ±127."""
+    scales = np.abs(weight).max(axis=1) / 127.0
+    scales = np.where(scales == 0, 1.0, scales).astype(np.float32)
+    return np.ascontiguousarray(np.rint(weight / scales[:, None]).astype(np.int8).T), scales
+
+
+def int4_blocks(weight: Array) -> tuple[Array, Array]:
+    """[N, K] → uint8 [N, ceil(K / 32), 16], two values in a byte (the earlier one low), and scales [N * ceil(K / 32)].
+
+    Symmetric round zero point 8: the value of largest magnitude in a block becomes -8 (layout: ONNX Runtime's ContribOperators.md,
+    MatMulNBits).
+    """
+    n, k = weight.shape
+    blocks = np.pad(weight, ((0, 0), (0, -k % BLOCK))).reshape(n, -1, BLOCK)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
+    scales = np.where(largest == 0, 1.0, largest / -8.0).astype(np.float32)
+    values = np.clip(np.rint(blocks / scales) + 8, 0, 15).astype(np.uint8)
+    return values[..., 0::2] | (values[..., 1::2] << 4), scales.reshape(-1)
+
+
+class GraphWriter:
+    """``with GraphWriter(folder, name, precision) as g``: nodes by ``g.op``; at the end ``name.onnx`` and ``name.data`` are complete."""
+
+    def __init__(self, folder: Path, name: str, precision: Precision) -> None:
+        self.path, self.precision = folder / f"{name}.onnx", precision
+        self._data = (folder / f"{name}.data").open("wb")
+        self._nodes: list[NodeProto] = []
+        self._inputs: list[ValueInfoProto] = []
+        self._outputs: list[ValueInfoProto] = []
+        self._tensors: list[TensorProto] = []
+        self._known: dict[tuple[Any, ...], str] = {}  # small constants, written once
+
+    def __enter__(self) -> GraphWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._data.close()
+        if kind is None:
+            save_model(self._model(), str(self.path))
+
+    def _model(self) -> ModelProto:
+        graph = helper.make_graph(self._nodes, self.path.stem, self._inputs, self._outputs, self._tensors)
+        opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSET]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="dragoman")
+
+    def input(self, name: str, kind: type[np.generic], *shape: int | str) -> str:
+        self._inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), shape))
+        return name
+
+    def output(self, name: str, source: str, kind: type[np.generic], *shape: int | str) -> None:
+        self._nodes.append(helper.make_node("Identity", [source], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), shape))
+
+    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """Append a node; returns the names of its outputs."""
+        names = [f"{kind}_{len(self._nodes)}_{place}" for place in range(outputs)]
+        domain = "com.microsoft" if kind in _MICROSOFT else ""
+        self._nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
+        return names
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        return self.ops(kind, *inputs, outputs=1, **attributes)[0]
+
+    def ints(self, *values: int) -> str:
+        """A constant int64 vector."""
+        return self.constant(np.array(values, dtype=np.int64))
+
+    def number(self, value: float) -> str:
+        """A constant fp32 scalar."""
+        return self.constant(np.array(value, dtype=np.float32))
+
+    def constant(self, values: Array) -> str:
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in self._known:
+            self._known[key] = f"constant_{len(self._tensors)}"
+            self._tensors.append(numpy_helper.from_array(values, self._known[key]))
+        return self._known[key]
+
+    def weight(self, values: Array) -> str:
+        """A constant in the data file."""
+        self._data.write(bytes(-self._data.tell() % _PAGE))
+        tensor = TensorProto(name=f"weight_{len(self._tensors)}", dims=values.shape)
+        tensor.data_type, tensor.data_location = helper.np_dtype_to_tensor_dtype(values.dtype), TensorProto.EXTERNAL
+        for key, value in (("location", f"{self.path.stem}.data"), ("offset", self._data.tell()), ("length", values.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        np.ascontiguousarray(values).tofile(self._data)
+        self._tensors.append(tensor)
+        return tensor.name
+
+    def linear(self, x: str, weight: Array) -> str:
+        """[..., K] times a torch weight [N, K] → [..., N], in the graph's precision."""
+        if self.precision == "fp32":
+            return self.op("MatMul", x, self.weight(weight.T))
+        if self.precision == "int8":
+            values, scales = int8_columns(weight)
+            return self.op("DynamicQuantizeMatMul", x, self.weight(values), self.weight(scales))
+        values, scales = int4_blocks(weight)
+        sizes = {"N": weight.shape[0], "K": weight.shape[1], "bits": 4, "block_size": BLOCK}
+        return self.op("MatMulNBits", x, self.weight(values), self.weight(scales), accuracy_level=4, **sizes)  # 4: int8 activations
+
+    def rms_norm(self, x: str, weight: Array, eps: float) -> str:
+        """x / rms(x) * weight over the last axis; fp32 inside."""
+        return self.op("SimplifiedLayerNormalization", x, self.constant(weight), axis=-1, epsilon=eps, stash_type=1)
