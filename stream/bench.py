@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, cycle, islice, repeat
 from time import perf_counter, process_time
 from typing import Any
@@ -120,7 +121,7 @@ class Bench:
         memory_mb: Callable[[], float] | None = None,
     ) -> None:
         self._loaded = loaded
-        self._open = open_session or (lambda options: Session(loaded, options))
+        self._open: Callable[[SessionOptions], Session] = open_session or partial(Session, loaded)
         self._clock, self._cpu_clock = clock, cpu_clock
         self._memory_mb = memory_mb or resident_mb()
 

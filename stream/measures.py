@@ -80,8 +80,8 @@ def matched(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[i
     if not reference or not hypothesis:
         return []
     # Every word must stay a word, or the places would shift: one of marks alone is written as a dash.
-    plain = [" ".join(_plain(word) or "-" for word in words) for words in (reference, hypothesis)]
-    chunks = jiwer.process_words(*plain).alignments[0]
+    one, other = (" ".join(_plain(word) or "-" for word in words) for words in (reference, hypothesis))
+    chunks = jiwer.process_words(one, other).alignments[0]
     equal = [chunk for chunk in chunks if chunk.type == "equal"]
     return [(c.ref_start_idx + i, c.hyp_start_idx + i) for c in equal for i in range(c.ref_end_idx - c.ref_start_idx)]
 
