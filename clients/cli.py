@@ -129,6 +129,21 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    # Like training, a door to a tool of model/: no client.
+    from importlib import import_module
+
+    try:
+        export = import_module("dragoman.model.export").export
+    except ImportError as error:
+        sys.stderr.write(f'dragoman: exporting needs more packages ({error}): pip install "dragoman[export]"\n')
+        return 1
+    out = export(args.folder, args.out, precision=args.precision, assistant=args.assistant, progress=sys.stderr.isatty())
+    size_mb = sum(path.stat().st_size for path in (out / "onnx").iterdir()) / 1e6
+    sys.stderr.write(f"dragoman: {out} holds {args.precision} graphs of {size_mb:.1f} MB; run it with --model {out}\n")
+    return 0
+
+
 def _codes(parts: Sequence[str]) -> list[str]:
     return [code.strip() for part in parts for code in part.split(",") if code.strip()]
 
@@ -144,6 +159,7 @@ def _options(args: argparse.Namespace, more: dict[str, Any] | None = None) -> An
         "session.block_ms": args.block_ms,
         "session.vad.kind": args.vad,
         "model.name": args.model,
+        "model.runtime": args.runtime,
         "model.threads": args.threads,
     }
     return load_options(args.config, flags)
@@ -194,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("what", nargs="?", choices=("train", "prepare"), default="train", help="prepare: only decode audio and make targets")
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
     train.set_defaults(run=_train)
+    _export_parser(commands)
     return parser
 
 
@@ -238,6 +255,17 @@ def _bench_parser(commands: Any) -> None:
     bench.set_defaults(run=_bench, to=[], language=None, block_ms=None)
 
 
+def _export_parser(commands: Any) -> None:
+    export = commands.add_parser(
+        "export", help="write a model for ONNX Runtime", description="A checkpoint folder → graphs that run without torch."
+    )
+    export.add_argument("folder", type=Path, metavar="MODEL", help="config.json, tokenizer.json and safetensors")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, or MODEL itself: it gets an onnx/")
+    export.add_argument("--precision", choices=("fp32", "int8", "int4"), default="int8", help="of the weights (default: %(default)s)")
+    export.add_argument("--assistant", type=Path, metavar="FOLDER", help="its MTP drafter (default: MODEL/assistant)")
+    export.set_defaults(run=_export)
+
+
 def _common(parser: argparse.ArgumentParser) -> None:
     _forms(parser)
     _task(parser)
@@ -268,6 +296,7 @@ def _task(parser: argparse.ArgumentParser) -> None:
 def _running(parser: argparse.ArgumentParser) -> None:
     running = parser.add_argument_group("running")
     running.add_argument("--model", metavar="NAME", help="'small' (default, in the package) or a checkpoint folder")
+    running.add_argument("--runtime", choices=("onnx", "torch"), help="default: ONNX Runtime where the model has exported graphs")
     running.add_argument("--vad", choices=("webrtc", "silero"), help="voice detector (default: silero)")
     running.add_argument("--threads", type=int, metavar="N", help="threads of the model (default: the runtime decides)")
     running.add_argument("--config", type=Path, metavar="FILE", help="YAML file with options; flags win over it")

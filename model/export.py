@@ -20,12 +20,13 @@ import torch
 from .checkpoint import Model, load_drafter, load_model, progress_bar, stored_dtype
 from .drafter import Drafter, check_fit
 from .errors import BackendError, ConfigError
+from .load import GRAPHS
 from .onnx_backend import FORMAT, NOTE, OnnxBackend
 from .onnx_graphs import Advance, array, write_backbone, write_drafter, write_projector, write_vision
 from .onnx_writer import GraphWriter, Precision
 from .torch_backend import TorchBackend
 
-GRAPHS = "onnx"
+
 PRECISIONS = get_args(Precision)
 _COPIED = ("config.json", "tokenizer.json")
 _TOLERANCE = 1e-3  # log-probabilities of fp32 graphs against torch; the parity tests are ten times stricter

