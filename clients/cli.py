@@ -207,7 +207,10 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="train or fine-tune a small model", description="One run from one YAML file; see docs/training.md."
     )
-    train.add_argument("what", nargs="?", choices=("train", "prepare"), default="train", help="prepare: only decode audio and make targets")
+    steps = ("train", "prepare", "plot")
+    train.add_argument(
+        "what", nargs="?", choices=steps, default="train", help="prepare: only decode audio and make targets; plot: draw the curve"
+    )
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
     train.set_defaults(run=_train)
     _export_parser(commands)

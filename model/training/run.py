@@ -2,6 +2,7 @@
 
     python -m dragoman.model.training.run prepare --config run.yaml     # decode corpora, teacher's features, tokenizer
     python -m dragoman.model.training.run train --config run.yaml      # goes on where the last run stopped
+    python -m dragoman.model.training.run plot --config run.yaml       # curve.png in the run's folder, also while it goes on
 
 See ``configs/train_small.yaml`` for every key.
 """
@@ -31,6 +32,7 @@ from . import text
 from .align import align, train_probe
 from .batches import Batches, BatchOptions, Speech
 from .package import config_of
+from .plot import plot, read_log
 from .probe import Probe
 from .store import build_from_folder, build_from_shards
 from .student import Depths, Student
@@ -202,10 +204,15 @@ def _path(name: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prepare", "train"))
+    parser.add_argument("what", choices=("prepare", "train", "plot"))
     parser.add_argument("--config", type=Path, required=True)
     given = parser.parse_args(arguments)
     options = read_run(given.config)
+    if given.what == "plot":
+        run = _path(options.folder)
+        plot({run.name: read_log(run)}, run / "curve.png")
+        print(run / "curve.png")
+        return
     prepare(options)
     if given.what == "train":
         trainer = build_trainer(options)
