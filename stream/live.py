@@ -14,6 +14,7 @@ from ..model.errors import AudioFormatError, DragomanError
 from .events import Clocks, Ended, Event
 from .inbox import Audio, EventLog, Inbox, Lost
 from .lag import Schedule
+from .opus import OpusDecoder
 from .pcm import Encoding
 from .protocol import Notice, Progress, WireError, progress
 from .scheduler import Lane
@@ -45,6 +46,7 @@ class Stream:
         self.lane = Lane(session)
         self.clocks = Clocks(0, 0, 0)
         self.level = 0
+        self.opus: OpusDecoder | None = None  # where the sender's packets are not PCM; outlives a lost connection
         self.detached_s: float | None = None  # since when nobody is connected
         self.over = False  # Ended is in the log, or ``error`` is set
         self.error: Exception | None = None

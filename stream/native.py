@@ -13,6 +13,7 @@ from ..model.errors import ConfigError
 from .config import parse_options
 from .engine import Engine
 from .live import Stream
+from .opus import OpusDecoder
 from .protocol import (
     CLOSE_CODES,
     ENCODINGS,
@@ -84,7 +85,12 @@ class Connection:
             options = parse_options({"session": whole}, where="start").session
         except ConfigError as error:
             raise WireError("bad_message", str(error)) from error
-        return await self._engine.open(options, sample_rate=start.sample_rate, channels=start.channels, encoding=ENCODINGS[start.encoding])
+        opus = OpusDecoder(start.channels) if start.encoding == "opus" else None  # first: without PyAV no place is taken
+        stream = await self._engine.open(
+            options, sample_rate=start.sample_rate, channels=start.channels, encoding=ENCODINGS[start.encoding]
+        )
+        stream.opus = opus
+        return stream
 
     def _ready(self, stream: Stream, *, resumed: bool) -> Ready:
         prompts, options = self._engine.loaded.prompts, stream.session.options
@@ -127,7 +133,7 @@ class Connection:
             message = await self._receive(listening=not stream.inbox.finished)
             stream.check_owner(self)
             if isinstance(message, bytes):
-                await stream.push(message)
+                await stream.push(stream.opus.decode(message) if stream.opus is not None else message)
             elif isinstance(message, Gap):
                 await stream.lose(message.samples)
             elif isinstance(message, Finish):

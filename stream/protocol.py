@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..model.errors import AudioFormatError, DragomanError, OverloadedError, ProtocolError, TaskError
 from .events import Clocks, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation, to_mapping
+from .opus import OPUS_CHANNELS, OPUS_RATE
 from .pcm import HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS, Encoding
 
 VERSION = 1
@@ -35,7 +36,7 @@ CLOSE_CODES: dict[Code, int] = {  # of RFC 6455, section 7.4.1
     "replaced": 1008,
     "internal": 1011,
 }
-ENCODINGS: dict[str, Encoding] = {"pcm_s16le": "int16", "pcm_f32le": "float32"}
+ENCODINGS: dict[str, Encoding] = {"pcm_s16le": "int16", "pcm_f32le": "float32", "opus": "int16"}  # opus: once it is decoded
 
 
 class WireError(ProtocolError):
@@ -181,10 +182,18 @@ def read_client(text: str) -> ClientMessage:
     if len(text.encode("utf-8", "surrogatepass")) > LARGEST_TEXT_BYTES:
         raise WireError("too_large", f"a text message of {len(text)} characters, expected at most {LARGEST_TEXT_BYTES} bytes")
     message = _read(_CLIENT, _mapping(text))
-    if isinstance(message, Start) and message.encoding not in ENCODINGS:
-        why = " (Opus is not decoded on the socket; send PCM)" if "opus" in message.encoding.lower() else ""
-        raise WireError("bad_audio", f"encoding {message.encoding!r}, expected one of {', '.join(ENCODINGS)}{why}")
+    if isinstance(message, Start):
+        _check_audio(message)
     return message
+
+
+def _check_audio(start: Start) -> None:
+    if start.encoding not in ENCODINGS:
+        why = " ('opus' means raw packets; a container is not taken apart on the socket)" if "opus" in start.encoding.lower() else ""
+        raise WireError("bad_audio", f"encoding {start.encoding!r}, expected one of {', '.join(ENCODINGS)}{why}")
+    if start.encoding == "opus" and (start.sample_rate != OPUS_RATE or start.channels not in OPUS_CHANNELS):
+        got = f"{start.channels} channel(s) at {start.sample_rate} Hz"
+        raise WireError("bad_audio", f"Opus with {got}, expected 1 or 2 channels at {OPUS_RATE} Hz, the rate of its decoder")
 
 
 def read_server(text: str) -> ServerMessage | tuple[int, Event]:

@@ -72,7 +72,7 @@ def test_every_package_is_typed() -> None:
     assert [folder for folder in package_folders().values() if not (ROOT / folder / "py.typed").exists()] == []
 
 
-@pytest.mark.parametrize("extra", ["", "mic", "bench", "train", "export", "torch", "dev"])
+@pytest.mark.parametrize("extra", ["", "mic", "video", "bench", "train", "export", "torch", "dev"])
 def test_requirements_have_lower_bounds_only(extra: str) -> None:
     """Upper bounds break other people's environments; the one exception says why beside it."""
     groups = PROJECT["project"]["optional-dependencies"]
@@ -86,7 +86,7 @@ def test_what_is_imported_is_required() -> None:
     extras = project["optional-dependencies"]
     required = {
         distribution(text)
-        for text in [*project["dependencies"], *(text for name in ("torch", "mic", "export", "bench") for text in extras[name])]
+        for text in [*project["dependencies"], *(text for name in ("torch", "mic", "video", "export", "bench") for text in extras[name])]
     }
     owners = packages_distributions()
     for name in sorted(imported(*LAYERS, but="model/training/") - {"numpy"}):
