@@ -72,7 +72,7 @@ def plot(runs: dict[str, list[Record]], path: Path) -> None:
         raise ConfigError(f"{', '.join(runs)}: none of the figures that are drawn is in the log; it has {', '.join(sorted(logged))}")
     rows = (len(panels) + 1) // 2
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, 2, squeeze=False).flat)
+    axes = list(figure.subplots(rows, 2, squeeze=False, sharex=True).flat)
     for axis, (title, names) in zip(axes, panels, strict=False):
         for run, records in runs.items():
             for name in names:
@@ -80,6 +80,7 @@ def plot(runs: dict[str, list[Record]], path: Path) -> None:
                 label = name if len(runs) == 1 else f"{run}: {name}"
                 axis.plot(hours, values, label=label, marker="o" if name.startswith("dev_") else None, markersize=3, linewidth=1)
         axis.set(title=title, xlabel="hours of speech heard")
+        axis.tick_params(labelbottom=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     for axis in axes[len(panels) :]:
