@@ -2,7 +2,7 @@
 
     python bench/streaming_wer.py --store FOLDER --split dev-clean --limit 100 --threads 1
 
-FOLDER is a store of decoded speech (model/training/store.py). Each clip is one stream: pushed in 100 ms pieces, then finished.
+FOLDER is a store of decoded speech (model/store.py). Each clip is one stream: pushed in 100 ms pieces, then finished.
 """
 
 from __future__ import annotations

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dragoman.clients.cli import main
+from dragoman.clients.bench import NEEDED
+from dragoman.clients.bench_tables import ROWS
+from dragoman.clients.cli import _parser, main
 from dragoman.model.backend import Floats
 from dragoman.stream.bench import Bench, BlockFigures, offline_errors, whole_minutes
 from dragoman.stream.config import SessionOptions
@@ -21,7 +25,10 @@ from .fakes import ScriptedBackend, speech
 from .listeners import LoudnessVad, loaded, silence
 from .tiny import save_tiny_model
 
-pytest.importorskip("jiwer")
+for needed in NEEDED:
+    pytest.importorskip(needed)
+
+DOCS = (Path(__file__).parents[1] / "docs" / "bench.md").read_text(encoding="utf-8")
 BLOCK = SessionOptions(block_ms=640)
 
 
@@ -152,8 +159,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_command_writes_table_json_and_picture(tiny: str, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A random model: the words are nonsense, the figures are there."""
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("psutil")
     (tmp_path / "clips").mkdir()
     for name in ("market.flac", "market.txt", "talk.ogg", "talk.txt"):
         shutil.copy(clips / name, tmp_path / "clips")
@@ -213,3 +218,18 @@ def test_missing_packages_are_named(clips: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("dragoman.clients.bench.NEEDED", ("json", "no_such_package"))
     assert main(["bench", str(clips)]) == 1
     assert 'needs more packages (no_such_package): pip install "dragoman[bench]"' in capsys.readouterr().err
+
+
+# docs/bench.md
+
+
+def test_every_figure_of_the_table_is_defined() -> None:
+    defined = re.findall(r"^\| ([^|]+) \|", DOCS, re.MULTILINE)
+    for name, _ in ROWS:
+        assert name.startswith("  ") or any(name.lower().startswith(figure.lower()) for figure in defined), name
+
+
+@pytest.mark.parametrize("line", re.findall(r"^dragoman .*$", DOCS, re.MULTILINE))
+def test_commands_of_the_page_are_understood(line: str) -> None:
+    arguments = shlex.split(line, comments=True)[1:]
+    assert _parser().parse_args(arguments).command == arguments[0]

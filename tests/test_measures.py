@@ -9,6 +9,7 @@ from dragoman.stream.measures import commit_lags, delays, erasure, final_delays,
 from dragoman.stream.simulate import Turn
 from dragoman.stream.talk import Clip, Talk, Utterance
 
+pytest.importorskip("jiwer")
 NOW = Clocks(0, 0, 0)
 
 
