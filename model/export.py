@@ -55,14 +55,15 @@ def export(folder: Path, out: Path, *, precision: Precision = "int8", assistant:
         graphs = new if inside else new / GRAPHS
         graphs.mkdir(exist_ok=True)
         with progress_bar(progress, model.config.backbone.num_layers, f"writing {precision} graphs") as advance:
-            _write(graphs, model, drafter, precision, advance)
+            write_graphs(graphs, model, drafter, precision, advance)
         for name in () if inside else _COPIED:
             shutil.copyfile(folder / name, new / name)
         check(graphs, model, drafter)
     return out
 
 
-def _write(graphs: Path, model: Model, drafter: Drafter | None, precision: Precision, advance: Advance) -> None:
+def write_graphs(graphs: Path, model: Model, drafter: Drafter | None, precision: Precision, advance: Advance = lambda: None) -> None:
+    """Every graph of a model, the table of embeddings and the note, into an existing folder. ``advance`` is called after each layer."""
     special = model.config.special
     with GraphWriter(graphs, "projector", precision) as g:
         write_projector(g, model.projector)

@@ -195,8 +195,6 @@ def _open(path: Path, threads: int | None) -> ort.InferenceSession:
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    # Where a machine has no VNNI, int8 products of uint8 and int8 would saturate at 16 bits: slower, but right.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's own exceptions have no common base

@@ -1,11 +1,10 @@
 """One ONNX graph, written node by node: the weights go straight to a data file beside it, one at a time.
 
-So a model of any size is written in the memory of its largest matrix. Linear layers are written as the precision says:
-
-- ``fp32``: MatMul.
-- ``int8``: DynamicQuantizeMatMul. Weights int8 with one scale for each output column; activations uint8 with one scale for a whole
-  block, found when it runs. VNNI and AMX kernels take it where a machine has them.
-- ``int4``: MatMulNBits. Weights 4 bits with one scale for each 32 of a column; activations int8 with one scale for each 32 of a row.
+So a model of any size is written in the memory of its largest matrix. Linear layers are written as the precision says: ``fp32`` as
+MatMul, ``int8`` and ``int4`` as MatMulNBits. That operator rounds activations too, to 8 bits with one scale for each block of a row,
+so a position's answer does not depend on the positions that happen to be computed with it. ONNX Runtime's dynamic quantisation
+(DynamicQuantizeLinear) has one scale for a whole block of positions: as fast here, but what it says changes with the cutting of the
+audio, and it was further from fp32 (bench/NOTES.md).
 """
 
 from __future__ import annotations
@@ -19,32 +18,26 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 Precision = Literal["fp32", "int8", "int4"]
 Array = NDArray[Any]
-BLOCK = 32
+BITS = {"int8": (8, 128), "int4": (4, 32)}  # bits of a weight, weights for each scale
 _OPSET = [("", 21), ("com.microsoft", 1)]
 _IR_VERSION = 10
 _PAGE = 4096  # weights begin on a page, so that a runtime may map them
-_MICROSOFT = {"DynamicQuantizeMatMul", "MatMulNBits", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"}
+_MICROSOFT = {"MatMulNBits", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"}
 
 
-def int8_columns(weight: Array) -> tuple[Array, Array]:
-    """[N, K] → int8 [K, N] and scales [N]: symmetric, the largest of each output column becomes ±127."""
-    scales = np.abs(weight).max(axis=1) / 127.0
-    scales = np.where(scales == 0, 1.0, scales).astype(np.float32)
-    return np.ascontiguousarray(np.rint(weight / scales[:, None]).astype(np.int8).T), scales
+def quantise(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
+    """[N, K] → uint8 [N, ceil(K / block), block * bits / 8] and scales [N * ceil(K / block)].
 
-
-def int4_blocks(weight: Array) -> tuple[Array, Array]:
-    """[N, K] → uint8 [N, ceil(K / 32), 16], two values in a byte (the earlier one low), and scales [N * ceil(K / 32)].
-
-    Symmetric round zero point 8: the value of largest magnitude in a block becomes -8 (layout: ONNX Runtime's ContribOperators.md,
-    MatMulNBits).
+    Symmetric round 2^(bits - 1): the value of largest magnitude in a block becomes -2^(bits - 1). At 4 bits two values share a byte,
+    the earlier one low (layout: ONNX Runtime's ContribOperators.md, MatMulNBits).
     """
     n, k = weight.shape
-    blocks = np.pad(weight, ((0, 0), (0, -k % BLOCK))).reshape(n, -1, BLOCK)
+    half = 2 ** (bits - 1)
+    blocks = np.pad(weight, ((0, 0), (0, -k % block))).reshape(n, -1, block)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
-    scales = np.where(largest == 0, 1.0, largest / -8.0).astype(np.float32)
-    values = np.clip(np.rint(blocks / scales) + 8, 0, 15).astype(np.uint8)
-    return values[..., 0::2] | (values[..., 1::2] << 4), scales.reshape(-1)
+    scales = np.where(largest == 0, 1.0, largest / -half).astype(np.float32)
+    values = np.clip(np.rint(blocks / scales) + half, 0, 2 * half - 1).astype(np.uint8)
+    return values if bits == 8 else values[..., 0::2] | (values[..., 1::2] << 4), scales.reshape(-1)
 
 
 class GraphWriter:
@@ -120,11 +113,9 @@ class GraphWriter:
         """[..., K] times a torch weight [N, K] → [..., N], in the graph's precision."""
         if self.precision == "fp32":
             return self.op("MatMul", x, self.weight(weight.T))
-        if self.precision == "int8":
-            values, scales = int8_columns(weight)
-            return self.op("DynamicQuantizeMatMul", x, self.weight(values), self.weight(scales))
-        values, scales = int4_blocks(weight)
-        sizes = {"N": weight.shape[0], "K": weight.shape[1], "bits": 4, "block_size": BLOCK}
+        bits, block = BITS[self.precision]
+        values, scales = quantise(weight, bits, block)
+        sizes = {"N": weight.shape[0], "K": weight.shape[1], "bits": bits, "block_size": block}
         return self.op("MatMulNBits", x, self.weight(values), self.weight(scales), accuracy_level=4, **sizes)  # 4: int8 activations
 
     def rms_norm(self, x: str, weight: Array, eps: float) -> str:
