@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,17 @@ def check(plan: Plan, options: Options) -> list[Clip]:
         raise ConfigError(f'the bench needs more packages ({", ".join(missing)}): pip install "dragoman[bench]"')
     if options.session.language != "en":
         raise ConfigError(f"session.language is {options.session.language!r}, expected 'en': the bench scores with an English normaliser")
-    for name, value, least in (("--talk-seconds", plan.talk_s, 1), ("--limit", plan.limit, 1), ("--long", plan.long_minutes, 3)):
-        if value is not None and value < least:
+    numbers = (("--talk-seconds", plan.talk_s, 1), ("--limit", plan.limit, 1), ("--seed", plan.seed, 0), ("--long", plan.long_minutes, 3))
+    for name, value, least in numbers:
+        if value is not None and not least <= value < inf:
             raise ConfigError(f"{name} is {value:g}, expected at least {least}")
     if plan.out is not None:
         try:
             plan.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out {plan.out}: {error.strerror or error}") from error
+        if not os.access(plan.out, os.W_OK):
+            raise ConfigError(f"--out {plan.out}: may not be written to")
     return read_clips(plan.clips, plan.split)[: plan.limit]
 
 

@@ -44,5 +44,7 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> WordErr
 
     pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
     pairs = [pair for pair in pairs if pair[0]]
+    if not pairs:
+        return WordErrors(0, 0, 0, 0)
     out = jiwer.process_words([r for r, _ in pairs], [h for _, h in pairs])
     return WordErrors(out.hits + out.substitutions + out.deletions, out.substitutions, out.deletions, out.insertions)

@@ -149,7 +149,10 @@ def read_clips(folder: Path, split: str | None = None) -> list[Clip]:
 
 
 def _of_file(path: Path, name: str) -> Clip:
-    text = " ".join(path.with_suffix(".txt").read_text(encoding="utf-8").split())
+    try:
+        text = " ".join(path.with_suffix(".txt").read_text(encoding="utf-8").split())
+    except UnicodeDecodeError as error:
+        raise AudioFormatError(f"{path.with_suffix('.txt')}: not UTF-8 text ({error})") from error
     if not text:
         raise AudioFormatError(f"{path.with_suffix('.txt')}: holds no words, expected the transcript of {path.name}")
     source = FileSource(path)
@@ -190,7 +193,10 @@ def read_ctm(path: Path, words: int) -> tuple[float, ...]:
 def _of_store(folder: Path, split: str | None) -> list[Clip]:
     if not (folder / "clips.tsv").exists():
         raise ConfigError(f"{folder}: no clips.tsv, so it is no store and has no split {split!r}; {WANTED}")
-    store, ends = Store(folder), read_word_ends(folder)
+    try:
+        store, ends = Store(folder), read_word_ends(folder)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{folder}: not a whole store ({error}), expected clips.tsv with its columns and audio.i16") from error
     found = [clip for clip in store.clips if clip.split == split and clip.text]
     if not found:
         known = ", ".join(sorted({clip.split for clip in store.clips if clip.text}))

@@ -190,6 +190,8 @@ def test_the_command_writes_table_json_and_picture(tiny: str, clips: Path, tmp_p
         (["{clips}", "--blocks", "3"], "session.block_ms"),
         (["{clips}", "--limit", "0"], "--limit is 0, expected at least 1"),
         (["{clips}", "--talk-seconds", "0"], "--talk-seconds is 0, expected at least 1"),
+        (["{clips}", "--talk-seconds", "nan"], "--talk-seconds is nan, expected at least 1"),
+        (["{clips}", "--seed", "-1"], "--seed is -1, expected at least 0"),
         (["{clips}", "--long", "2"], "--long is 2, expected at least 3"),
         (["{clips}", "--split", "dev"], "no clips.tsv, so it is no store"),
         (["{clips}", "--out", "{clips}/market.txt"], "market.txt: File exists"),

@@ -131,6 +131,22 @@ def test_what_is_no_folder_of_clips(tmp_path: Path, make: partial[None], split: 
         read_clips(tmp_path / "clips", split)
 
 
+def test_a_store_that_is_not_whole(tmp_path: Path) -> None:
+    (tmp_path / "clips.tsv").write_text("id\tsplit\none\tdev\n")
+    with pytest.raises(ConfigError, match=r"not a whole store \('lang'\)"):
+        read_clips(tmp_path, "dev")
+    (tmp_path / "clips.tsv").write_text("id split lang speaker source licence text offset_samples samples\n".replace(" ", "\t"))
+    with pytest.raises(ConfigError, match="not a whole store .*audio.i16"):
+        read_clips(tmp_path, "dev")
+
+
+def test_words_that_are_no_text(tmp_path: Path) -> None:
+    write(tmp_path, "a", speech("fox"), "fox")
+    (tmp_path / "a.txt").write_bytes(b"f\xffx")
+    with pytest.raises(AudioFormatError, match="a.txt: not UTF-8 text"):
+        read_clips(tmp_path)
+
+
 def test_a_clip_without_words(tmp_path: Path) -> None:
     write(tmp_path, "a", speech("fox"), " \n")
     with pytest.raises(AudioFormatError, match="a.txt: holds no words, expected the transcript of a.flac"):
