@@ -22,10 +22,9 @@ from .drafter import Drafter, check_fit
 from .errors import BackendError, ConfigError
 from .load import GRAPHS
 from .onnx_backend import FORMAT, NOTE, OnnxBackend
-from .onnx_graphs import Advance, array, write_backbone, write_drafter, write_projector, write_vision
+from .onnx_graphs import Advance, array, write_backbone, write_drafter, write_head, write_projector, write_vision
 from .onnx_writer import GraphWriter, Precision
 from .torch_backend import TorchBackend
-
 
 PRECISIONS = get_args(Precision)
 _COPIED = ("config.json", "tokenizer.json")
@@ -68,7 +67,9 @@ def write_graphs(graphs: Path, model: Model, drafter: Drafter | None, precision:
     with GraphWriter(graphs, "projector", precision) as g:
         write_projector(g, model.projector)
     with GraphWriter(graphs, "backbone", precision) as g:
-        write_backbone(g, model.backbone, special, advance)
+        write_backbone(g, model.backbone, advance)
+    with GraphWriter(graphs, "head", precision) as g:
+        write_head(g, model.backbone, special)
     if model.vision is not None:
         with GraphWriter(graphs, "vision", precision) as g:
             write_vision(g, model.vision)

@@ -46,6 +46,7 @@ class OnnxBackend:
         self._table: NDArray[Any] = _read_table(graphs / "embeddings.npy", config.backbone)
         self._scale = np.float32(config.backbone.hidden_size**0.5)
         self._backbone = _open(graphs / "backbone.onnx", threads)
+        self._head = _open(graphs / "head.onnx", threads)
         self._projector = _open(graphs / "projector.onnx", 1)
         self._vision = _open(graphs / "vision.onnx", threads) if (graphs / "vision.onnx").is_file() else None
         self._drafter = _open(graphs / "drafter.onnx", threads) if (graphs / "drafter.onnx").is_file() else None
@@ -140,7 +141,10 @@ class OnnxBackend:
         out = self._run("backbone", self._backbone, cache, self._layers, inputs)
         for kind, store in cache.stores.items():
             store.write(store.ring.append(count), out[f"new_keys.{kind}"], out[f"new_values.{kind}"])
-        return Step(out["ids"][:, 0], out["logprobs"][:, 0], list(out["hidden"]))
+        if len(rows) == 0:
+            return Step(np.zeros(0, np.int64), np.zeros(0, np.float32), [])
+        ids, logprobs = self._head.run(["ids", "logprobs"], {"hidden": out["hidden"]})
+        return Step(ids[:, 0], logprobs[:, 0], list(out["hidden"]))
 
     def _draft(self, cache: OnnxCache, hidden: Floats, token: int, count: int) -> Ids:
         if self._drafter is None or count <= 0:

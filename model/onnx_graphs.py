@@ -68,10 +68,9 @@ def _layer_norm(g: GraphWriter, x: str, norm: nn.LayerNorm) -> str:
     return g.op("LayerNormalization", x, g.constant(array(norm.weight)), g.constant(array(norm.bias)), axis=-1, epsilon=norm.eps)
 
 
-def write_backbone(g: GraphWriter, backbone: Backbone, special: SpecialIds, advance: Advance) -> None:
+def write_backbone(g: GraphWriter, backbone: Backbone, advance: Advance) -> None:
     """x [n, d], positions [n], rows [r], a mask and a split for each kind of layer, keys.i and values.i for each layer
-    → hidden [r, d], ids [r, 1], logprobs [r, 1], and for each kind the new keys [layers, Hkv, D, n] and values [layers, Hkv, n, D].
-    """
+    → hidden [r, d] after the final norm, and for each kind the new keys [layers, Hkv, D, n] and values [layers, Hkv, n, D]."""
     config = backbone.config
     x = g.input("x", np.float32, "n", config.hidden_size)
     positions, rows = g.input("positions", np.int64, "n"), g.input("rows", np.int64, "r")
@@ -85,12 +84,20 @@ def write_backbone(g: GraphWriter, backbone: Backbone, special: SpecialIds, adva
         advance()
     hidden = _norm(g, g.op("Gather", x, rows), backbone.norm.weight, backbone.norm.eps)
     g.output("hidden", hidden, np.float32, "r", config.hidden_size)
-    _write_answers(g, hidden, array(backbone.embed_tokens.weight), config.final_logit_softcapping, special)
     for kind, made in new.items():
         heads, dim = config.kv_heads(config.last_layer_of(kind)), config.dim(config.last_layer_of(kind))
         for place, (name, shape) in enumerate((("new_keys", (heads, dim, "n")), ("new_values", (heads, "n", dim)))):
             parts = [g.op("Unsqueeze", pair[place], g.ints(0)) for pair in made]
             g.output(f"{name}.{kind}", g.op("Concat", *parts, axis=0), np.float32, len(made), *shape)
+
+
+def write_head(g: GraphWriter, backbone: Backbone, special: SpecialIds) -> None:
+    """hidden [r, d] → ids [r, 1], logprobs [r, 1]. A graph of its own, because audio needs no answers: r is never 0 (MatMulNBits of
+    ONNX Runtime 1.22 divides by it)."""
+    hidden = g.input("hidden", np.float32, "r", backbone.config.hidden_size)
+    scores, ids, best = _answers(g, hidden, array(backbone.embed_tokens.weight), backbone.config.final_logit_softcapping, special)
+    g.output("ids", ids, np.int64, "r", 1)
+    g.output("logprobs", g.op("Sub", best, g.op("ReduceLogSumExp", scores, g.ints(-1), keepdims=1)), np.float32, "r", 1)
 
 
 def write_drafter(g: GraphWriter, drafter: Drafter, special: SpecialIds) -> None:
@@ -105,7 +112,8 @@ def write_drafter(g: GraphWriter, drafter: Drafter, special: SpecialIds) -> None
         x, _ = _write_layer(g, layer, x, shared[layer.self_attn.kind], caches[layer.self_attn.kind])
     inner = _norm(g, x, model.norm.weight, model.norm.eps)
     g.output("next_hidden", g.linear(inner, array(drafter.post_projection.weight)), np.float32, 1, wide)
-    _write_answers(g, inner, array(model.embed_tokens.weight), None, special, with_logprobs=False)
+    _, ids, _ = _answers(g, inner, array(model.embed_tokens.weight), None, special)
+    g.output("ids", ids, np.int64, 1, 1)
 
 
 def _layers(backbone: Backbone) -> Sequence[Layer]:
@@ -202,10 +210,8 @@ def _attend(g: GraphWriter, attention: Attention, q: str, new: tuple[str, str] |
     return g.op("Reshape", g.op("Transpose", by_head, perm=[1, 0, 2]), g.ints(-1, heads * attention.dim))
 
 
-def _write_answers(
-    g: GraphWriter, hidden: str, table: Array, cap: float | None, special: SpecialIds, *, with_logprobs: bool = True
-) -> None:
-    """hidden [r, d] → ids [r, 1] and their logprobs [r, 1], suppressed ids never."""
+def _answers(g: GraphWriter, hidden: str, table: Array, cap: float | None, special: SpecialIds) -> tuple[str, str, str]:
+    """hidden [r, d] → scores [r, vocab], best ids [r, 1] and their scores [r, 1]; suppressed ids never win."""
     scores = g.linear(hidden, table)
     if cap is not None:
         scores = g.op("Mul", g.op("Tanh", g.op("Mul", scores, g.number(1 / cap))), g.number(cap))
@@ -213,6 +219,4 @@ def _write_answers(
     silence[[token for token in special.suppressed if token < len(table)]] = LOWEST
     scores = g.op("Add", scores, g.weight(silence))
     best, ids = g.ops("TopK", scores, g.ints(1), outputs=2, axis=-1)
-    g.output("ids", ids, np.int64, "r", 1)
-    if with_logprobs:
-        g.output("logprobs", g.op("Sub", best, g.op("ReduceLogSumExp", scores, g.ints(-1), keepdims=1)), np.float32, "r", 1)
+    return scores, ids, best
