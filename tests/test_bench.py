@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dragoman.clients.bench import NEEDED
+from dragoman.clients.bench import NEEDED, Plan, measure, write
 from dragoman.clients.bench_tables import ROWS
 from dragoman.clients.cli import _parser, main
 from dragoman.model.backend import Floats
 from dragoman.stream.bench import Bench, BlockFigures, offline_errors, whole_minutes
-from dragoman.stream.config import SessionOptions
+from dragoman.stream.config import Options, SessionOptions
 from dragoman.stream.measures import Delays
 from dragoman.stream.session import Session
 from dragoman.stream.talk import Clip, Talk, Utterance
@@ -179,6 +179,37 @@ def test_the_command_writes_table_json_and_picture(tiny: str, clips: Path, tmp_p
         assert block["cpu_s_per_audio_s"] > 0 and block["peak_memory_mb"] > 20
         assert "own word times" in block["word_ends_from"]
     assert report["long"] is None and str(tmp_path) not in json.dumps(report)
+
+
+def test_a_report_with_a_long_stream(tmp_path: Path) -> None:
+    plan = Plan(tmp_path, (BLOCK, SessionOptions(block_ms=960)), talk_s=5.0, long_minutes=3)
+    clips = [SAID, clip("brown fox"), clip("over a lazy")]
+    report = measure(plan, clips, bench(0.001), loaded(ScriptedBackend()), Options(session=BLOCK))
+    assert report["settings"]["model"] == "scripted" and report["settings"]["talk_count"] == 2
+    long = report["long"]
+    assert long["block_ms"] == 640 and [minute["number"] for minute in long["minutes"]] == [1, 2, 3]
+    assert long["flat"] == {"cpu_s": round(1.501 / 1.5, 3), "memory_mb": 1.0}
+    said = [each["reference"] for talk in report["texts"] for each in talk["clips"]]
+    assert said == [each.text for each in clips] and set(report["texts"][0]["streaming"]) == {640, 960}
+    write(report, tmp_path)
+    text = (tmp_path / "bench.txt").read_text(encoding="utf-8")
+    assert "one stream, block 640 ms; the last minute over the second: CPU 1.00, memory 1.00" in text
+    assert "ends of words from reference alignment" in text
+    assert json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["blocks"] == report["blocks"]
+
+
+def test_what_could_not_be_measured_is_shown_as_such(tmp_path: Path) -> None:
+    """A model that writes nothing has neither lags nor erasure."""
+    backend = ScriptedBackend(lambda loudness: "")
+    deaf = Bench(loaded(backend), open_session=lambda options: Session(loaded(backend), options, vad=LoudnessVad()), memory_mb=lambda: 1.0)
+    report = measure(Plan(tmp_path, (BLOCK,)), [SAID], deaf, loaded(backend), Options())
+    (block,) = report["blocks"]
+    assert (block["wer"], block["deletions"], block["normalised_erasure"]) == (1.0, 4, None)
+    assert block["commit_lag"] == {"count": 0, "asked": 0, "p50_ms": None, "p95_ms": None}
+    assert (block["first_partial"]["count"], block["final_delay"]["count"]) == (0, 1)
+    write(report, tmp_path)
+    assert "– / – ms" in (tmp_path / "bench.txt").read_text(encoding="utf-8")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
