@@ -1,6 +1,7 @@
 """What a session says: one frozen dataclass for each kind of event.
 
-Life of a segment: SpeechStarted, Partial*, SpeechEnded, Final, Translation*. The stream ends with Ended. Dropped may stand anywhere.
+Life of a segment: SpeechStarted, Partial*, SpeechEnded, Final, Translation*. The stream ends with Ended. Dropped may stand anywhere,
+Committed wherever no segment is open.
 
 Text arrives append-only: the ``delta`` of every Partial and Final of a segment, joined in order without a separator, is that segment's
 transcript. A delta is never repeated and never taken back. ``tail`` is what follows for the time being; the next event replaces it.
@@ -69,7 +70,7 @@ class Partial(Event):
 
 @dataclass(frozen=True, slots=True)
 class SpeechEnded(Event):
-    """A segment ends at ``at_ms``. reason: silence | sentence | length | finish."""
+    """A segment ends at ``at_ms``. reason: silence | sentence | length | commit | finish."""
 
     segment: int
     at_ms: int
@@ -109,6 +110,13 @@ class Dropped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Committed(Event):
+    """The answer to a client's ``commit``: every whole frame pushed before it lies before ``at_ms``, and all text up to there is final."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended(Event):
     """The last event of a stream."""
 
@@ -122,6 +130,7 @@ _NAMES: dict[type[Event], str] = {
     Final: "final",
     Translation: "translation",
     Dropped: "dropped",
+    Committed: "committed",
     Ended: "ended",
 }
 

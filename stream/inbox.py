@@ -11,6 +11,7 @@ from .pcm import Encoding
 
 SLICE_MS = 240  # a job takes no more audio at once: the voice detector runs in it, and other sessions wait meanwhile
 GAP_SLICE_MS = 5_000
+_COMMIT_MS = 40  # a commit takes as much room as a frame of audio, so that a flood of them has to wait too
 _SAMPLE_BYTES = {"int16": 2, "float32": 4}
 
 
@@ -29,11 +30,16 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Commit:
+    """The sender ends a turn here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Over:
     """No more audio comes."""
 
 
-Piece = Audio | Lost | Over
+Piece = Audio | Lost | Commit | Over
 
 
 class Inbox:
@@ -46,6 +52,7 @@ class Inbox:
         self._step_bytes = _SAMPLE_BYTES[encoding] * channels
         self._slice_bytes = max(1, sample_rate * SLICE_MS // 1000) * self._step_bytes
         self._slice_lost = sample_rate * GAP_SLICE_MS // 1000
+        self._commit_samples = sample_rate * _COMMIT_MS // 1000
         self._pieces: deque[Piece] = deque()
         self._waiting_samples, self._high_samples = 0, sample_rate * high_ms // 1000
 
@@ -93,6 +100,12 @@ class Inbox:
             self._pieces.append(Lost(min(self._slice_lost, samples - start)))
         self._count(samples)
 
+    def commit(self) -> None:
+        """The sender ends a turn. Raises DragomanError after ``finish``."""
+        self._check_open()
+        self._pieces.append(Commit())
+        self._waiting_samples += self._commit_samples
+
     def finish(self) -> None:
         """No more comes; a second call changes nothing."""
         if not self.finished:
@@ -106,6 +119,8 @@ class Inbox:
             self._waiting_samples -= len(piece.pcm) // self._step_bytes
         elif isinstance(piece, Lost):
             self._waiting_samples -= piece.samples
+        elif isinstance(piece, Commit):
+            self._waiting_samples -= self._commit_samples
         return piece
 
     def _check_open(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..model.errors import AudioFormatError, DragomanError
 from .events import Clocks, Ended, Event
-from .inbox import Audio, EventLog, Inbox, Lost
+from .inbox import Audio, Commit, EventLog, Inbox, Lost
 from .lag import Schedule
 from .opus import OpusDecoder
 from .pcm import Encoding
@@ -25,7 +25,7 @@ _PROGRESS_MS = 500  # of stream time between two progress messages
 
 
 class Stream:
-    """Made by ``Engine.open``. A sender calls ``push``, ``lose`` and ``finish``; one follower at a time iterates ``follow``."""
+    """Made by ``Engine.open``. A sender calls ``push``, ``lose``, ``commit`` and ``finish``; one follower at a time iterates ``follow``."""
 
     def __init__(
         self,
@@ -82,6 +82,17 @@ class Stream:
             return
         try:
             self.inbox.lose(samples)
+        except DragomanError as error:
+            raise WireError("bad_message", str(error)) from error
+        await self._wait_for_room()
+
+    async def commit(self) -> None:
+        """The sender ends a turn: Committed tells when all before it is final. Waits and raises as ``push``."""
+        self._raise_if_over()
+        if self._closing:
+            return
+        try:
+            self.inbox.commit()
         except DragomanError as error:
             raise WireError("bad_message", str(error)) from error
         await self._wait_for_room()
@@ -173,6 +184,8 @@ class Stream:
             lane.give(self.session.work(piece.pcm))
         elif isinstance(piece, Lost):
             lane.give(self.session.gap(piece.samples))
+        elif isinstance(piece, Commit):
+            lane.give(self.session.committing())
         else:
             lane.give(self.session.work(None))
         return True

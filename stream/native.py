@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-from typing import Any
+from starlette.websockets import WebSocket
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
-
-from ..model.errors import ConfigError
-from .config import parse_options
+from .connection import Connection
 from .engine import Engine
 from .live import Stream
 from .opus import OpusDecoder
 from .protocol import (
     CLOSE_CODES,
     ENCODINGS,
-    LARGEST_AUDIO_BYTES,
     ClientMessage,
+    Commit,
+    Failure,
     Finish,
     Gap,
     KeepAlive,
@@ -29,42 +24,31 @@ from .protocol import (
     Resume,
     Start,
     WireError,
-    failure,
     read_client,
     write,
     write_event,
 )
 
-_LOG = logging.getLogger(__name__)
-_BROKEN = (1002, 1007, 1009)  # close codes of what the socket library itself refuses: bad frames, bad UTF-8, far too large
 
-
-class Connection:
+class NativeConnection(Connection):
     """One socket from its first message to its close."""
 
+    resumable = True
+
     def __init__(self, socket: WebSocket, engine: Engine) -> None:
-        self._socket, self._engine = socket, engine
-        self._idle_s: float = engine.options.server.idle_s
-        self._stream: Stream | None = None
+        super().__init__(socket, engine)
         self._after_seq = 0
 
-    async def run(self) -> None:
-        """Serve until the stream or the connection ends. Raises nothing that a client could cause."""
-        try:
-            await self._socket.accept()
-            stream = self._stream = await self._begin()
-            await self._talk(stream)
-        except WebSocketDisconnect as lost:
-            self._leave(keep=lost.code not in _BROKEN)
-        except Exception as error:
-            told = failure(error)
-            if told.code == "internal":
-                _LOG.error("a connection has failed: %s", error, exc_info=error)
-            self._leave(keep=told.code == "idle")
-            await self._close(write(told), CLOSE_CODES[told.code], told.code)
+    async def _serve(self) -> None:
+        await self._socket.accept()
+        stream = self._stream = await self._begin()
+        await self._talk(self._read(stream), self._write(stream))
+
+    async def _tell_failure(self, told: Failure) -> None:
+        await self._close(write(told), CLOSE_CODES[told.code], told.code)
 
     async def _begin(self) -> Stream:
-        first = await self._receive()
+        first = await self._message()
         if isinstance(first, Start):
             stream = await self._start(first)
         elif isinstance(first, Resume):
@@ -80,11 +64,7 @@ class Connection:
 
     async def _start(self, start: Start) -> Stream:
         asked = start.model_dump(include={"language", "targets", "glossary", "block_ms"}, exclude_none=True)
-        whole = {**self._engine.options.session.model_dump(), **asked}
-        try:
-            options = parse_options({"session": whole}, where="start").session
-        except ConfigError as error:
-            raise WireError("bad_message", str(error)) from error
+        options = self._options(asked, where="start")
         opus = OpusDecoder(start.channels) if start.encoding == "opus" else None  # first: without PyAV no place is taken
         stream = await self._engine.open(
             options, sample_rate=start.sample_rate, channels=start.channels, encoding=ENCODINGS[start.encoding]
@@ -111,74 +91,34 @@ class Connection:
             limits=Limits(idle_s=server.idle_s, resume_s=server.resume_s),
         )
 
-    async def _talk(self, stream: Stream) -> None:
-        """Read and write at the same time. The writer ends first, for nothing comes after ``ended``."""
-        reader = asyncio.create_task(self._read(stream))
-        writer = asyncio.create_task(self._write(stream))
-        try:
-            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-            for task in (writer, reader):  # an error of the stream tells more than the disconnect that follows it
-                if task.done():
-                    task.result()
-        finally:
-            for task in (reader, writer):
-                task.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
-        draining = self._engine.draining_until_s is not None
-        self._leave(keep=True)
-        await self._close(None, 1001 if draining else 1000, "")
-
     async def _read(self, stream: Stream) -> None:
         while True:
-            message = await self._receive(listening=not stream.inbox.finished)
+            message = await self._message(listening=not stream.inbox.finished)
             stream.check_owner(self)
             if isinstance(message, bytes):
                 await stream.push(stream.opus.decode(message) if stream.opus is not None else message)
             elif isinstance(message, Gap):
                 await stream.lose(message.samples)
+            elif isinstance(message, Commit):
+                await stream.commit()
             elif isinstance(message, Finish):
                 stream.finish()
             elif not isinstance(message, KeepAlive):
-                raise WireError("bad_message", f"{message.type!r} in the middle of a session, expected audio, gap, keep_alive or finish")
+                raise WireError(
+                    "bad_message", f"{message.type!r} in the middle of a session, expected audio, gap, keep_alive, commit or finish"
+                )
 
     async def _write(self, stream: Stream) -> None:
         async for item in stream.follow(self, self._after_seq):
             text = write(item) if isinstance(item, Progress | Notice) else write_event(*item)
             await self._socket.send_text(text)
 
-    async def _receive(self, *, listening: bool = True) -> ClientMessage | bytes:
-        """One message. Raises WireError, or WebSocketDisconnect. ``listening``: silence is limited (not after ``finish``)."""
-        try:
-            async with asyncio.timeout(self._idle_s if listening else None):
-                message: dict[str, Any] = dict(await self._socket.receive())
-        except TimeoutError as error:
-            raise WireError("idle", f"nothing came for {self._idle_s:g} s, expected audio or keep_alive") from error
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code") or 1005)
-        text: str | None = message.get("text")
-        if text is not None:
-            return read_client(text)
-        data: bytes = message["bytes"]
-        if len(data) > LARGEST_AUDIO_BYTES:
-            raise WireError("too_large", f"a binary message of {len(data)} bytes, expected at most {LARGEST_AUDIO_BYTES}")
-        return data
-
-    def _leave(self, *, keep: bool) -> None:
-        stream = self._stream
-        if stream is None or not stream.is_owned_by(self):  # another connection has it
-            return
-        if keep:
-            self._engine.detach(stream)
-        else:
-            self._engine.discard(stream)
-
-    async def _close(self, text: str | None, code: int, reason: str) -> None:
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the client may have left already
-            if text is not None:
-                await self._socket.send_text(text)
-            await self._socket.close(code, reason)
+    async def _message(self, *, listening: bool = True) -> ClientMessage | bytes:
+        """The next message. Raises as ``_receive``."""
+        message = await self._receive(listening=listening)
+        return read_client(message) if isinstance(message, str) else message
 
 
 async def native_socket(socket: WebSocket) -> None:
     """Endpoint of ``/v1/stream``."""
-    await Connection(socket, socket.app.state.engine).run()
+    await NativeConnection(socket, socket.app.state.engine).run()

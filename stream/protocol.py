@@ -1,6 +1,6 @@
 """Messages of the native socket ``/v1/stream``, version 1; docs/protocol.md shows each of them. No socket here: text in, models out.
 
-Client: one Start or Resume, then binary audio, and Gap, KeepAlive, Finish at any place in it.
+Client: one Start or Resume, then binary audio, and Gap, KeepAlive, Commit, Finish at any place in it.
 Server: one Ready, then events (numbered, kept for Resume), with Progress and Notice between them; a Failure is always the last.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..model.errors import AudioFormatError, DragomanError, OverloadedError, ProtocolError, TaskError
-from .events import Clocks, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation, to_mapping
+from .events import Clocks, Committed, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation, to_mapping
 from .opus import OPUS_CHANNELS, OPUS_RATE
 from .pcm import HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS, Encoding
 
@@ -91,13 +91,20 @@ class KeepAlive(_Message):
     type: Literal["keep_alive"] = "keep_alive"
 
 
+class Commit(_Message):
+    """The speaker's turn is over, whatever the voice detector thinks: the open segment ends here, and ``committed`` follows its final."""
+
+    type: Literal["commit"] = "commit"
+
+
 class Finish(_Message):
     """No more audio comes: everything heard is committed, the server sends ``ended`` and closes."""
 
     type: Literal["finish"] = "finish"
 
 
-ClientMessage = Start | Resume | Gap | KeepAlive | Finish
+ClientMessage = Start | Resume | Gap | KeepAlive | Commit | Finish
+_CLIENT_KINDS = (Start, Resume, Gap, KeepAlive, Commit, Finish)
 
 
 # Server → client
@@ -172,6 +179,7 @@ _EVENTS: dict[str, TypeAdapter[Any]] = {
     "final": TypeAdapter(Final),
     "translation": TypeAdapter(Translation),
     "dropped": TypeAdapter(Dropped),
+    "committed": TypeAdapter(Committed),
     "ended": TypeAdapter(Ended),
 }
 M = TypeVar("M")
@@ -181,7 +189,7 @@ def read_client(text: str) -> ClientMessage:
     """Text of one frame → message. Raises WireError that tells what is wrong with it."""
     if len(text.encode("utf-8", "surrogatepass")) > LARGEST_TEXT_BYTES:
         raise WireError("too_large", f"a text message of {len(text)} characters, expected at most {LARGEST_TEXT_BYTES} bytes")
-    message = _read(_CLIENT, _mapping(text))
+    message = _read(_CLIENT, mapping_of(text))
     if isinstance(message, Start):
         _check_audio(message)
     return message
@@ -198,7 +206,7 @@ def _check_audio(start: Start) -> None:
 
 def read_server(text: str) -> ServerMessage | tuple[int, Event]:
     """Text of one frame → message, or an event with its number. Raises WireError."""
-    raw = _mapping(text)
+    raw = mapping_of(text)
     kind = raw.get("type")
     if kind not in _EVENTS:
         return _read(_SERVER, raw)
@@ -245,7 +253,8 @@ def failure(error: Exception) -> Failure:
     return Failure(code="internal", message=message if isinstance(error, DragomanError) else "the server failed; its log says more")
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def mapping_of(text: str) -> dict[str, Any]:
+    """Text of one frame → a JSON object. Raises WireError (bad_message)."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -266,10 +275,10 @@ def _read(adapter: TypeAdapter[M], raw: dict[str, Any]) -> M:
 def _problem(item: dict[str, Any], raw: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in item["loc"] if part != raw.get("type"))
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        known = [kind.model_fields["type"].default for kind in (Start, Resume, Gap, KeepAlive, Finish)]
+        known = [kind.model_fields["type"].default for kind in _CLIENT_KINDS]
         return f"message type {str(raw.get('type'))[:40]!r}, expected one of {', '.join(known)}"
     if item["type"] == "extra_forbidden":
-        fields = next((set(kind.model_fields) for kind in (Start, Resume, Gap, KeepAlive, Finish) if _is(kind, raw)), set[str]())
+        fields = next((set(kind.model_fields) for kind in _CLIENT_KINDS if _is(kind, raw)), set[str]())
         near = difflib.get_close_matches(place, sorted(fields), n=1)
         return f"unknown key {place[:40]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     got = "" if item["type"] == "missing" else f", got {str(item['input'])[:40]!r}"

@@ -21,7 +21,7 @@ from ..model.prompt import Task
 from ..model.work import Job, run
 from .config import SessionOptions
 from .endpoint import Endpointer, Signal
-from .events import Clocks, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation
+from .events import Clocks, Committed, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation
 from .framer import Framer
 from .guards import Guards, special_ids
 from .lag import LARGEST_FACTOR, LEVELS, Economy
@@ -105,6 +105,11 @@ class Session:
         """Tell that ``samples`` (at the input rate) were lost before they arrived. Times go on over the gap, which counts as silence."""
         return self._drive(self.gap(samples))
 
+    def commit(self) -> list[Event]:
+        """End the segment that is being spoken, if there is one, as if by a silence; the last event is Committed. The stream goes on,
+        and what is less than a frame at its end belongs to what follows. Raises BackendError."""
+        return self._drive(self.committing())
+
     def work(self, pcm: Pcm | None) -> Job[list[Event]]:
         """The job behind ``push`` and ``finish`` (None). One job of a session must end before its next one begins."""
         if pcm is not None:
@@ -115,10 +120,7 @@ class Session:
             self._frames.extend([*self._framer.push(self._pcm.flush()), *self._framer.flush()])
             yield from self._advance()
         if self._flushed and not self._ended:
-            if self._endpointer.speaking:
-                segment = self._segment or (yield from self._open())
-                self._endpointer.close("finish")
-                yield from self._close(segment)
+            yield from self._end_segment("finish")
             self._ended, self._processed_ms, self._committed_ms = True, self._pcm.received_ms, self._pcm.received_ms
             self._events.append(Ended(self.clocks, self._pcm.received_ms))
         return self._told()
@@ -131,6 +133,13 @@ class Session:
             self.stats.dropped_ms += duration_ms
             self._gap_samples += samples
         yield from self._advance()
+        return self._told()
+
+    def committing(self) -> Job[list[Event]]:
+        """The job behind ``commit``."""
+        yield from self._advance()
+        yield from self._end_segment("commit")
+        self._events.append(Committed(self.clocks, self._ms(self._endpointer.frame)))
         return self._told()
 
     @property
@@ -261,6 +270,13 @@ class Session:
         for target in self.task.targets if final.text else ():
             text = yield from segment.translate(target)
             self._events.append(Translation(self.clocks, final.segment, target, text, final.start_ms, final.end_ms))
+
+    def _end_segment(self, reason: str) -> Job[None]:
+        """At the client's wish, not at a silence."""
+        if self._endpointer.speaking:
+            segment = self._segment or (yield from self._open())
+            self._endpointer.close(reason)
+            yield from self._close(segment)
 
     # Steps of a segment
 

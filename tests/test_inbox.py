@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from dragoman.model.errors import DragomanError
 from dragoman.stream.events import Clocks, Ended
-from dragoman.stream.inbox import Audio, EventLog, Inbox, Lost, Over
+from dragoman.stream.inbox import Audio, Commit, EventLog, Inbox, Lost, Over
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,3 +105,15 @@ def test_a_slow_reader_fills_the_log() -> None:
     assert log.full
     log.sent_seq = 1
     assert not log.full
+
+
+def test_a_flood_of_commits_has_to_wait() -> None:
+    inbox = Inbox(16_000, 1, "int16", high_ms=1000)
+    inbox.put(bytes(320))
+    commits = 0
+    while not inbox.full:
+        inbox.commit()
+        commits += 1
+    assert commits < 30 and inbox.received_samples == 160, "a commit is no audio"
+    assert [type(piece) for piece in drain(inbox)] == [Audio, *[Commit] * commits]
+    assert inbox.has_room and inbox.waiting_ms == 0

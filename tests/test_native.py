@@ -267,6 +267,21 @@ def test_a_gap_is_part_of_the_stream() -> None:
     assert text_of(messages) == ["the quick", "brown fox"] and messages[-1]["audio_ms"] == 5600
 
 
+def test_push_to_talk() -> None:
+    async def test() -> list[dict[str, Any]]:
+        async with serving(make_engine()) as live, talking(live) as (socket, _):
+            await send(socket, speech("the quick brown fox"))
+            await socket.send(json.dumps({"type": "commit"}))
+            await send(socket, speech("jumps over", silence_s=1.0))
+            await socket.send(FINISH)
+            return await rest(socket)
+
+    messages = run(test())
+    assert text_of(messages) == ["the quick brown fox", "jumps over"]
+    assert [message["reason"] for message in messages if message["type"] == "final"] == ["commit", "silence"]
+    assert [message["at_ms"] for message in messages if message["type"] == "committed"] == [1600]
+
+
 def test_a_model_that_fails_is_told_as_internal() -> None:
     async def test() -> list[dict[str, Any]]:
         backend = ScriptedBackend()

@@ -12,7 +12,7 @@ from dragoman.model.errors import AudioFormatError, BackendError, DragomanError,
 from dragoman.model.prompt import Prompts
 from dragoman.model.work import run_together
 from dragoman.stream.config import SessionOptions
-from dragoman.stream.events import Dropped, Ended, Final, Partial, SpeechEnded, SpeechStarted, Translation
+from dragoman.stream.events import Committed, Dropped, Ended, Final, Partial, SpeechEnded, SpeechStarted, Translation
 from dragoman.stream.opening import Openings
 from dragoman.stream.session import Session
 
@@ -354,3 +354,29 @@ def test_blocks_set_the_pace() -> None:
         assert finals(transcribe(stream, speech(TEXT, silence_s=1.0))) == [TEXT]
         counts.append(stream.stats.hypotheses)
     assert counts[0] > 1.7 * counts[1] > 1.7 * counts[2]
+
+
+@pytest.mark.parametrize("at_ms", [0, 30, 200, 1000, 1390, 1720, 2500, 4000])
+def test_a_commit_ends_the_segment_and_loses_nothing(at_ms: int) -> None:
+    samples = np.concatenate([speech("the quick brown fox", silence_s=1.0), speech("jumps over a", silence_s=1.0)])
+    stream, cut = session(), at_ms * 16
+    before = (stream.push(samples[:cut]) if cut else []) + stream.commit()
+    events = before + stream.push(samples[cut:]) + stream.finish()
+    check_promises(events)
+    assert isinstance(before[-1], Committed) and before[-1].at_ms == at_ms // 40 * 40
+    assert [event for event in events if isinstance(event, Committed)] == [before[-1]]
+    opened = [event.segment for event in before if isinstance(event, SpeechStarted)]
+    assert opened == [event.segment for event in before if isinstance(event, Final)], "the segment has its final before the answer"
+    heard = [event for event in events if isinstance(event, Final) and event.text]
+    assert all(event.end_ms <= before[-1].at_ms for event in heard if event in before)
+    assert [event.reason for event in heard].count("commit") == (at_ms in (200, 1000, 1390, 1720, 4000))
+    if at_ms % 400 == 0 or at_ms > 1600:  # between two words
+        assert " ".join(event.text for event in heard) == "the quick brown fox jumps over a"
+
+
+def test_commits_one_after_another_are_answered_one_by_one() -> None:
+    stream = session()
+    events = [*stream.commit(), *stream.push(speech("the quick")), *stream.commit(), *stream.commit(), *stream.finish()]
+    check_promises(events)
+    assert [event.at_ms for event in events if isinstance(event, Committed)] == [0, 800, 800]
+    assert finals(events) == ["the quick"]
