@@ -26,6 +26,7 @@ NOTE = "export.json"  # what a folder of graphs says about itself
 FORMAT = 1
 _HEAD_ROWS = 64  # positions that go through the head at once: 12B's logits are 1 MB for each
 _LOWEST = np.float32(-3e38)
+_LARGE_BYTES = 64_000_000  # of weights: with less, a second thread takes more time to wake than it saves
 
 
 class OnnxBackend:
@@ -45,11 +46,11 @@ class OnnxBackend:
         self.precision = str(_read_note(graphs)["precision"])
         self._table: NDArray[Any] = _read_table(graphs / "embeddings.npy", config.backbone)
         self._scale = np.float32(config.backbone.hidden_size**0.5)
-        self._backbone = _open(graphs / "backbone.onnx", threads)
-        self._head = _open(graphs / "head.onnx", threads)
-        self._projector = _open(graphs / "projector.onnx", 1)
-        self._vision = _open(graphs / "vision.onnx", threads) if (graphs / "vision.onnx").is_file() else None
-        self._drafter = _open(graphs / "drafter.onnx", threads) if (graphs / "drafter.onnx").is_file() else None
+        self._backbone = _open(graphs / "backbone.onnx", threads or _threads(graphs / "backbone.data", None))
+        self._head, self._projector = (_open_beside(graphs / f"{name}.onnx", threads) for name in ("head", "projector"))
+        self._vision, self._drafter = (
+            _open_beside(path, threads) if path.is_file() else None for path in (graphs / "vision.onnx", graphs / "drafter.onnx")
+        )
         self.spec = ModelSpec(name, config, max_draft=0 if self._drafter is None else max_draft)
         kinds = config.backbone.layer_types
         self._layers = {str(layer): (kind, kinds[:layer].count(kind)) for layer, kind in enumerate(kinds)}
@@ -194,15 +195,26 @@ class OnnxBackend:
         return np.tile(mask, (heads, 1))
 
 
-def _open(path: Path, threads: int | None) -> ort.InferenceSession:
+def _open(path: Path, threads: int) -> ort.InferenceSession:
+    """``threads`` 0: the runtime decides."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's own exceptions have no common base
         raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
+
+
+def _open_beside(path: Path, threads: int | None) -> ort.InferenceSession:
+    return _open(path, _threads(path.with_suffix(".data"), threads))
+
+
+def _threads(data: Path, asked: int | None) -> int:
+    """One thread for little work. Each session has threads of its own, which go on looking for work for a while when it is done: beside
+    the backbone's they would take a core away from it (bench/NOTES.md)."""
+    few = data.is_file() and data.stat().st_size < _LARGE_BYTES
+    return 1 if few else asked or 0
 
 
 def _read_note(graphs: Path) -> dict[str, Any]:

@@ -153,11 +153,11 @@ def _write_layer(g: GraphWriter, layer: Layer, x: str, shared: _Inputs, cache: t
     seen = _norm(g, seen, layer.post_attention_layernorm.weight, eps)
     before = g.constant(array(layer.pre_feedforward_layernorm.weight))
     h, _, _, x = g.ops("SkipSimplifiedLayerNormalization", seen, x, before, outputs=4, epsilon=eps)  # the sum, and its norm
-    gate_up = g.linear(h, array(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])))
-    gate, up = g.ops("Split", gate_up, outputs=2, axis=-1, num_outputs=2)
+    gate, up = (g.linear(h, array(part.weight)) for part in (mlp.gate_proj, mlp.up_proj))  # one product, cut in two, would copy both
     down = g.linear(g.op("Mul", g.op("Gelu", gate, approximate="tanh"), up), array(mlp.down_proj.weight))
     x = g.op("Add", x, _norm(g, down, layer.post_feedforward_layernorm.weight, eps))
-    return g.op("Mul", x, g.constant(array(layer.layer_scalar))), new
+    scalar = array(layer.layer_scalar)
+    return x if scalar.item() == 1.0 else g.op("Mul", x, g.constant(scalar)), new
 
 
 def _project(g: GraphWriter, attention: Attention, h: str, shared: _Inputs) -> tuple[str, tuple[str, str] | None]:
