@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime
 from numpy.typing import NDArray
 
 from .backend import Cache, Floats, Hidden, Ids, ModelSpec, Step, check_apart, check_frames, check_patches, ids_to_embed
@@ -22,6 +22,7 @@ from .config import BackboneConfig, ModelConfig
 from .errors import BackendError, CacheError, TaskError
 from .onnx_cache import OnnxCache, Store
 
+ort: Any = onnxruntime  # untyped
 NOTE = "export.json"  # what a folder of graphs says about itself
 FORMAT = 1
 _HEAD_ROWS = 64  # positions that go through the head at once: 12B's logits are 1 MB for each
@@ -166,7 +167,7 @@ class OnnxBackend:
     def _run(
         self,
         name: str,
-        session: ort.InferenceSession,
+        session: Any,
         cache: OnnxCache,
         arrays: dict[str, tuple[str, int]],
         inputs: dict[str, NDArray[Any]],
@@ -195,7 +196,7 @@ class OnnxBackend:
         return np.tile(mask, (heads, 1))
 
 
-def _open(path: Path, threads: int) -> ort.InferenceSession:
+def _open(path: Path, threads: int) -> Any:
     """``threads`` 0: the runtime decides."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -206,7 +207,7 @@ def _open(path: Path, threads: int) -> ort.InferenceSession:
         raise BackendError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
 
 
-def _open_beside(path: Path, threads: int | None) -> ort.InferenceSession:
+def _open_beside(path: Path, threads: int | None) -> Any:
     return _open(path, _threads(path.with_suffix(".data"), threads))
 
 
@@ -251,4 +252,4 @@ def _mine(cache: Cache) -> OnnxCache:
 def _state(hidden: Hidden) -> Floats:
     if not isinstance(hidden, np.ndarray):
         raise BackendError(f"expected a hidden state of this runtime, got {type(hidden).__name__}")
-    return hidden
+    return cast(Floats, hidden)

@@ -33,6 +33,10 @@ def array(weight: Tensor) -> Array:
     return np.ascontiguousarray(weight.detach().float().numpy())
 
 
+def _ones(width: int) -> Array:
+    return np.ones(width, dtype=np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class _Inputs:
     """What all layers of one kind read."""
@@ -48,7 +52,7 @@ def write_projector(g: GraphWriter, projector: AudioProjector) -> None:
     """frames [n, samples] → x [n, d]."""
     weight = array(projector.embedding_projection.weight)
     frames = g.input("frames", np.float32, "n", weight.shape[1])
-    x = g.linear(g.rms_norm(frames, np.ones(weight.shape[1], np.float32), projector.eps), weight)
+    x = g.linear(g.rms_norm(frames, _ones(weight.shape[1]), projector.eps), weight)
     g.output("x", x, np.float32, "n", weight.shape[0])
 
 
@@ -60,7 +64,7 @@ def write_vision(g: GraphWriter, vision: VisionEmbedder) -> None:
     x = _layer_norm(g, x, vision.patch_ln2)
     for axis, places in enumerate((columns, rows)):
         x = g.op("Add", x, g.op("Gather", g.weight(array(vision.pos_embedding[:, axis])), places))
-    x = g.rms_norm(_layer_norm(g, x, vision.pos_norm), np.ones(last.shape[1], np.float32), vision.eps)
+    x = g.rms_norm(_layer_norm(g, x, vision.pos_norm), _ones(last.shape[1]), vision.eps)
     g.output("x", g.linear(x, last), np.float32, "p", last.shape[0])
 
 
@@ -184,7 +188,7 @@ def _project(g: GraphWriter, attention: Attention, h: str, shared: _Inputs) -> t
 def _heads(g: GraphWriter, h: str, weights: Sequence[Tensor], dim: int, eps: float) -> str:
     """[n, d] → [n, heads, D], each head over its rms."""
     raw = g.op("Reshape", g.linear(h, array(torch.cat(list(weights)))), g.ints(0, -1, dim))
-    return g.rms_norm(raw, np.ones(dim, np.float32), eps)
+    return g.rms_norm(raw, _ones(dim), eps)
 
 
 def _turn(g: GraphWriter, normed: str, weight: Tensor, shared: _Inputs) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, save_model
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 Precision = Literal["fp32", "int8", "int4"]
 Array = NDArray[Any]
@@ -58,7 +58,7 @@ class GraphWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._data.close()
         if kind is None:
-            save_model(self._model(), str(self.path))
+            self.path.write_bytes(self._model().SerializeToString())
 
     def _model(self) -> ModelProto:
         graph = helper.make_graph(self._nodes, self.path.stem, self._inputs, self._outputs, self._tensors)
