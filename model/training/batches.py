@@ -155,7 +155,7 @@ class Batches(Dataset[Batch]):
             row.silence(int(rng.integers(1_600, 12_000)))
 
     def _write(self, row: _Row, words: str, letters: list[int] | None, factor: float) -> None:
-        """Append the tokens of a transcript, and the frames in which the letters of each are heard; a mark is heard with the letter before."""
+        """Append the tokens of a transcript, and the frames in which its letters are heard; a mark goes with the letter before."""
         encoded = self.tokenizer.encode(words)
         row.tokens += encoded.ids
         spelt = [sum(c != text.SPACE for c in text.ctc_targets(token)) for token in encoded.tokens]

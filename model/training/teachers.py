@@ -33,7 +33,7 @@ class MoonshineEncoder:
             raise ModuleNotFoundError("the teacher needs the package moonshine-voice: pip install 'dragoman[train]'")
         path = Path(spec.origin).parent / "assets" / "tiny-en" / "encoder_model.ort"
         if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: moonshine-voice 0.0.x carries the model, later ones do not; pip install 'moonshine-voice<0.1'")
+            raise FileNotFoundError(f"{path} is not there: only moonshine-voice 0.0.x carries it; pip install 'moonshine-voice<0.1'")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
