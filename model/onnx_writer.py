@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 Precision = Literal["fp32", "int8", "int4"]
 Array = NDArray[Any]
 BITS = {"int8": (8, 128), "int4": (4, 32)}  # bits of a weight, weights for each scale
+_ROWS = 4096  # quantised at a time: 12B's head alone is 4 GB in fp32
 _OPSET = [("", 21), ("com.microsoft", 1)]
 _IR_VERSION = 10
 _PAGE = 4096  # weights begin on a page, so that a runtime may map them
@@ -31,6 +32,11 @@ def quantise(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
     Symmetric round 2^(bits - 1): the value of largest magnitude in a block becomes -2^(bits - 1). At 4 bits two values share a byte,
     the earlier one low (layout: ONNX Runtime's ContribOperators.md, MatMulNBits).
     """
+    parts = [_quantise_rows(weight[first : first + _ROWS], bits, block) for first in range(0, len(weight), _ROWS)]
+    return np.concatenate([values for values, _ in parts]), np.concatenate([scales for _, scales in parts])
+
+
+def _quantise_rows(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
     n, k = weight.shape
     half = 2 ** (bits - 1)
     blocks = np.pad(weight, ((0, 0), (0, -k % block))).reshape(n, -1, block)

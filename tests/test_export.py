@@ -176,6 +176,15 @@ def test_a_quantised_product_is_that_of_the_rounded_weights(tmp_path: Path, prec
     assert far < 0.015  # activations of 8 bits: about 0.7 %
 
 
+def test_many_rows_are_quantised_like_few() -> None:
+    weight = np.random.default_rng(0).standard_normal((10_000, 40)).astype(np.float32)
+    values, scales = quantise(weight, 4, 32)
+    for rows in (slice(0, 50), slice(4080, 4110), slice(9_990, 10_000)):
+        few_values, few_scales = quantise(weight[rows], 4, 32)
+        assert np.array_equal(values[rows], few_values)
+        assert np.array_equal(scales.reshape(10_000, -1)[rows], few_scales.reshape(-1, 2))
+
+
 def test_without_being_told_graphs_are_preferred(model: Path) -> None:
     assert isinstance(load(model).backend, TorchBackend)
     with pytest.raises(ConfigError, match=r"has no onnx/; make it with: dragoman export"):
