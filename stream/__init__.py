@@ -33,7 +33,7 @@ from .events import (
     to_mapping,
 )
 from .session import Session
-from .source import ArraySource, AudioSource, FileSource, paced
+from .source import ArraySource, AudioSource, FileSource, open_source, paced
 from .stats import Stats
 
 
@@ -81,6 +81,7 @@ __all__ = [
     "Word",
     "load_model",
     "load_options",
+    "open_source",
     "paced",
     "parse_options",
     "to_mapping",

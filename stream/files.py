@@ -26,7 +26,7 @@ from .engine import Engine
 from .events import Final, Partial
 from .live import Stream
 from .protocol import WireError, failure
-from .source import FileSource
+from .source import AudioSource, open_source
 
 Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
 FORMS: tuple[Form, ...] = ("json", "text", "srt", "vtt", "verbose_json")
@@ -149,7 +149,7 @@ def _captions(as_srt: bool, finals: list[Final]) -> str:
 class _Job:
     """One file on its way through one stream."""
 
-    def __init__(self, engine: Engine, stream: Stream, source: FileSource, folder: tempfile.TemporaryDirectory[str]) -> None:
+    def __init__(self, engine: Engine, stream: Stream, source: AudioSource, folder: tempfile.TemporaryDirectory[str]) -> None:
         self._engine, self._stream, self._source, self._folder = engine, stream, source, folder
         stream.attach(self)
         self._feeder = asyncio.create_task(self._feed())
@@ -221,12 +221,12 @@ class _LiveResponse(StreamingResponse):
             await self._job.close()
 
 
-def _store(upload: UploadFile, path: Path) -> FileSource:
+def _store(upload: UploadFile, path: Path) -> AudioSource:
     """The upload as a file that can be sought in. Raises AudioFormatError under the name that the client gave it."""
     with path.open("wb") as out:
         shutil.copyfileobj(upload.file, out)
     try:
-        return FileSource(path, _BLOCK_MS)
+        return open_source(path, _BLOCK_MS)
     except AudioFormatError as error:
         raise _told(error, str(path), upload.filename or "the file") from error
 

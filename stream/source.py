@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,13 @@ import soundfile
 from ..model.backend import Floats
 from ..model.config import SAMPLE_RATE
 from ..model.errors import AudioFormatError
+from .media import MediaSource
 
 BLOCK_MS = 100
+
+# Where libsndfile's log of a file's header tells of a chunk that is longer than the file, as in "data : 64000 (should be 31978)".
+_SHORT = re.compile(r"^\s*(data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+_STREAMED_BYTES = 0x7FF0_0000  # who writes into a pipe cannot know the length, and puts the largest number there
 
 
 class AudioSource(Protocol):
@@ -30,6 +36,10 @@ class AudioSource(Protocol):
     def close(self) -> None: ...
 
 
+class _NotOurs(AudioFormatError):
+    """A file that libsndfile does not read."""
+
+
 class FileSource:
     """A file that libsndfile reads (WAV, FLAC, Ogg Vorbis and Opus, MP3 …), never held in memory as a whole."""
 
@@ -42,18 +52,19 @@ class FileSource:
             self._file = soundfile.SoundFile(str(path))
         except soundfile.LibsndfileError as error:
             reason = error.error_string.rstrip(".")
-            raise AudioFormatError(f"{path}: {reason}; expected WAV, FLAC, Ogg (Vorbis, Opus) or MP3") from error
+            raise _NotOurs(f"{path}: {reason}; expected WAV, FLAC, Ogg (Vorbis, Opus) or MP3") from error
         if not self._file.frames:
             self._file.close()
             raise AudioFormatError(f"{path}: holds 0 samples, expected at least one")
         self.name = str(path)
         self.sample_rate, self.channels = int(self._file.samplerate), int(self._file.channels)
-        self.duration_s: float | None = self._file.frames / self.sample_rate
+        self._promised_samples = int(self._file.frames) + self._cut_off_samples(path.stat().st_size)
+        self.duration_s: float | None = self._promised_samples / self.sample_rate
         self._block_samples = max(1, self.sample_rate * block_ms // 1000)
 
     def blocks(self) -> Iterator[Floats]:
         """float32 [n, channels]. Raises AudioFormatError where the file is broken; what came before it is sound."""
-        read_samples, promised = 0, int(self._file.frames)
+        read_samples, promised = 0, self._promised_samples
         while True:
             try:
                 block = self._file.read(self._block_samples, dtype="float32", always_2d=True)
@@ -63,17 +74,38 @@ class FileSource:
                 break
             read_samples += len(block)
             yield np.asarray(block, np.float32)
-        # Some formats only estimate their length: a file counts as cut off when a tenth of a second (FLAC) or a quarter of it is missing.
-        missing = promised - read_samples
-        if missing > (self.sample_rate // 10 if self._file.format == "FLAC" else promised // 4):
+        # Some formats only estimate their length: they count as cut off when a quarter is missing, others when a tenth of a second is.
+        estimated = self._file.format in ("OGG", "MPEG")
+        if promised - read_samples > (promised // 4 if estimated else self.sample_rate // 10):
             raise self._broken(read_samples, "the file is cut off")
 
     def close(self) -> None:
         self._file.close()
 
+    def _cut_off_samples(self, file_bytes: int) -> int:
+        """What the header of a WAV, W64, AIFF or AU file promises beyond the file's end, which libsndfile only tells its log."""
+        lengths = [(int(promised), int(there)) for _, promised, there in _SHORT.findall(self._file.extra_info)]
+        missing_bytes = max((promised - there for promised, there in lengths if promised < _STREAMED_BYTES), default=0)
+        return round(self._file.frames * max(0, missing_bytes) / file_bytes)
+
     def _broken(self, read_samples: int, reason: str) -> AudioFormatError:
         at_s, expected_s = read_samples / self.sample_rate, self.duration_s or 0.0
         return AudioFormatError(f"{self.name}: broken after {at_s:.2f} s, expected {expected_s:.2f} s ({reason.rstrip('.')})")
+
+
+def open_source(path: Path, block_ms: int = BLOCK_MS) -> FileSource | MediaSource:
+    """A file of sound or video: by libsndfile if it knows the format, else by FFmpeg (the extra ``video``).
+
+    Raises AudioFormatError for a file that is missing, empty, broken at once, or neither; without the extra the error names it.
+    """
+    try:
+        return FileSource(path, block_ms)
+    except _NotOurs as refused:
+        try:
+            return MediaSource(path, block_ms)
+        except AudioFormatError as error:
+            other = str(error).removeprefix(f"{path}: ")
+            raise AudioFormatError(f"{refused}, or what FFmpeg reads ({other})") from error
 
 
 class ArraySource:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 from dragoman.model.errors import AudioFormatError
-from dragoman.stream.source import ArraySource, FileSource, paced
+from dragoman.stream.pcm import PcmReader
+from dragoman.stream.source import ArraySource, FileSource, open_source, paced
 
 NOISE = np.random.default_rng(0).uniform(-0.4, 0.4, (22_050 * 2, 2)).astype(np.float32)
 
@@ -64,6 +65,60 @@ def test_a_file_that_breaks_off_gives_what_it_has_and_then_says_so(tmp_path: Pat
     samples = np.concatenate(heard)
     assert len(samples) > 0.5 * 22_050
     assert np.abs(samples - NOISE[: len(samples), 0]).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAVEX", "PCM_24"), ("W64", "PCM_16"), ("RF64", "PCM_16"), ("AIFF", "PCM_16"), ("AU", "PCM_16")],
+)
+def test_uncompressed_files_that_break_off_are_noticed(tmp_path: Path, format: str, subtype: str) -> None:
+    """libsndfile reads them to their end and says nothing."""
+    path = tmp_path / "a"
+    soundfile.write(str(path), NOISE, 22_050, format=format, subtype=subtype)
+    whole = FileSource(path)
+    assert sum(map(len, whole.blocks())) == len(NOISE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    source, heard = FileSource(path), 0
+    assert source.duration_s == pytest.approx(2.0, abs=0.01)
+    with pytest.raises(AudioFormatError, match=r"broken after 1\.00 s, expected 2\.00 s \(the file is cut off\)"):
+        for block in source.blocks():
+            heard += len(block)
+    assert heard == pytest.approx(22_050, abs=100)
+
+
+@pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000])
+def test_a_wav_out_of_a_pipe_has_no_length_and_is_whole(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "pipe.wav"
+    soundfile.write(str(path), NOISE, 22_050, subtype="PCM_16")
+    whole = bytearray(path.read_bytes())
+    for at in (4, whole.index(b"data") + 4):
+        whole[at : at + 4] = size.to_bytes(4, "little")
+    path.write_bytes(whole)
+    assert sum(map(len, FileSource(path).blocks())) == len(NOISE)
+
+
+def test_what_is_missing_behind_the_sound_is_not_missed(tmp_path: Path) -> None:
+    """The names and pictures that some programs write behind the samples."""
+    path = tmp_path / "tagged.wav"
+    soundfile.write(str(path), NOISE, 22_050, subtype="PCM_16")
+    whole = bytearray(path.read_bytes())
+    whole[4:8] = (len(whole) - 8 + 50_000).to_bytes(4, "little")
+    path.write_bytes(whole + b"LIST" + (49_992).to_bytes(4, "little") + b"INFO")
+    assert sum(map(len, FileSource(path).blocks())) == len(NOISE)
+
+
+@pytest.mark.parametrize(
+    ("rate", "says"), [(0, "expected WAV"), (1, "1 Hz, expected 8000"), (4_000, "4000 Hz"), (4_000_000_000, "expected WAV")]
+)
+def test_a_header_with_a_rate_that_cannot_be(tmp_path: Path, rate: int, says: str) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(str(path), NOISE, 22_050, subtype="PCM_16")
+    whole = bytearray(path.read_bytes())
+    whole[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(whole)
+    with pytest.raises(AudioFormatError, match=says):
+        source = open_source(path)
+        PcmReader(source.sample_rate, source.channels, "float32")
 
 
 def test_arrays_are_cut_into_blocks() -> None:
