@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..stream import FileSource, paced, parse_options
+from ..stream import open_source, paced, parse_options
 from .microphone import Microphone
 from .remote import Remote
 from .render import Form, make_renderer
@@ -29,6 +29,7 @@ class Wanted:
     block_ms: int | None = None
     realtime: bool = False
     device: int | None = None
+    loopback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,12 @@ async def _send(remote: Remote, feed: _Feed) -> None:
 @contextlib.contextmanager
 def _feed(wanted: Wanted) -> Generator[_Feed]:
     if wanted.file is None:
-        with Microphone(wanted.device) as microphone:
+        with Microphone(wanted.device, loopback=wanted.loopback) as microphone:
             sys.stderr.write(f"listening to {microphone.device.name}; Ctrl-C ends\n")
             blocks = ((heard.samples.astype("<i2").tobytes(), heard.lost_samples) for heard in microphone.blocks())
             yield _Feed(blocks, microphone.sample_rate, microphone.channels, "pcm_s16le", microphone.stop)
         return
-    source, stopped = FileSource(wanted.file), asyncio.Event()
+    source, stopped = open_source(wanted.file), asyncio.Event()
 
     def read() -> Iterator[tuple[bytes, int]]:
         floats = source.blocks()

@@ -41,8 +41,8 @@ def list_devices() -> int:
     if not found:
         raise DeviceError("no microphone on this machine: found 0 input devices, expected at least one")
     for device in found:
-        mark = "*" if device.is_default else " "
-        sys.stdout.write(f"{mark} {device.index:3d}  {device.name}  ({device.channels} channels, {device.sample_rate} Hz)\n")
+        mark, kind = "*" if device.is_default else " ", " (loopback)" if device.is_loopback else ""
+        sys.stdout.write(f"{mark} {device.index:3d}  {device.name}  ({device.channels} channels, {device.sample_rate} Hz){kind}\n")
     return 0
 
 

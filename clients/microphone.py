@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +18,11 @@ from ..stream import DeviceError
 BLOCK_MS = 40
 QUEUE_BLOCKS = 250  # 10 s: longer than any pause of the model, short enough to notice
 
+# Inputs that give what plays on this machine: PulseAudio and PipeWire, PortAudio on WASAPI, Windows drivers, virtual devices of macOS.
+_LOOPBACK = re.compile(r"^monitor of |\.monitor$|\[loopback\]|^stereo mix|^(blackhole|soundflower|loopback audio)", re.IGNORECASE)
+# Where PortAudio speaks ALSA only, it lists no monitors, but one device "pulse" that records whatever this variable names.
+_PULSE, _PULSE_VARIABLE, _PULSE_MONITOR = "pulse", "PULSE_SOURCE", "@DEFAULT_MONITOR@"
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -26,6 +33,7 @@ class Device:
     channels: int
     sample_rate: int
     is_default: bool
+    is_loopback: bool = False  # what plays on this machine, not a microphone
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +47,15 @@ class Heard:
 class Microphone:
     """An open input device: a context whose ``blocks`` go on until ``stop``."""
 
-    def __init__(self, device: int | None = None, *, queue_blocks: int = QUEUE_BLOCKS) -> None:
-        """``device``: index in ``devices()``, or None for the system's default. Raises DeviceError."""
+    def __init__(self, device: int | None = None, *, loopback: bool = False, queue_blocks: int = QUEUE_BLOCKS) -> None:
+        """``device``: index in ``devices()``, or None for the system's default. ``loopback``: what plays on this machine instead.
+
+        Raises DeviceError.
+        """
         self._audio = _sounddevice()
-        found = _find(device)
-        self.device, self.sample_rate, self.channels = found, found.sample_rate, 1
+        found = _find_loopback(self._audio) if loopback else _find(device)
+        self.device, self.sample_rate = found, found.sample_rate
+        self.channels = min(2, found.channels) if found.is_loopback else 1  # a loopback plays no other count than its own
         self._queue: queue.Queue[Heard | None] = queue.Queue(queue_blocks)
         self._lost_samples = 0  # since the last block that found room
         self._stopped = False
@@ -109,7 +121,14 @@ def devices() -> list[Device]:
     audio = _sounddevice()
     default = _default_index(audio)
     return [
-        Device(index, str(raw["name"]), int(raw["max_input_channels"]), int(raw["default_samplerate"]), index == default)
+        Device(
+            index,
+            str(raw["name"]),
+            int(raw["max_input_channels"]),
+            int(raw["default_samplerate"]),
+            index == default,
+            _LOOPBACK.search(str(raw["name"])) is not None,
+        )
         for index, raw in enumerate(audio.query_devices())
         if int(raw["max_input_channels"]) > 0
     ]
@@ -126,6 +145,25 @@ def _find(wanted: int | None) -> Device:
             return device
     known = ", ".join(f"{device.index} ({device.name})" for device in found)
     raise DeviceError(f"no input device {wanted}; there are {known}")
+
+
+def _find_loopback(audio: Any) -> Device:
+    """What the default output plays, else any loopback device there is."""
+    found = devices()
+    loopbacks = [device for device in found if device.is_loopback]
+    output = int(audio.default.device[1])
+    playing = str(audio.query_devices()[output]["name"]) if output >= 0 else ""
+    for device in sorted(loopbacks, key=lambda device: playing not in device.name):
+        return device
+    for device in found:
+        if device.name == _PULSE:
+            os.environ.setdefault(_PULSE_VARIABLE, _PULSE_MONITOR)  # read when the device is opened
+            return replace(device, name="what this machine plays", is_loopback=True)
+    known = ", ".join(f"{device.index} ({device.name})" for device in found) or "none"
+    raise DeviceError(
+        f"no loopback device; the inputs are {known}. Windows: switch on 'Stereo Mix'; macOS: install BlackHole; "
+        "Linux: a monitor of PulseAudio or PipeWire, or its ALSA plugin"
+    )
 
 
 def _default_index(audio: Any) -> int:

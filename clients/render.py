@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, TextIO
 
-from ..stream.captions import CueTimes, cut_cues, spread, srt, vtt
+from ..stream.captions import Cue, CueTimes, cut_bilingual, cut_cues, spread, srt, vtt
 from ..stream.config import Options
 from ..stream.events import Dropped, Event, Final, Partial, SpeechStarted, Translation, to_mapping
 
@@ -25,11 +26,11 @@ class Renderer(Protocol):
 class TextRenderer:
     """One line for each segment; translations below it, each behind its language."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, out: TextIO, *, with_source: bool = True) -> None:
+        self._out, self._with_source = out, with_source
 
     def show(self, event: Event) -> None:
-        if isinstance(event, Final) and event.text.strip():
+        if isinstance(event, Final) and event.text.strip() and self._with_source:
             self._line(event.text.strip())
         elif isinstance(event, Translation) and event.text:
             self._line(f"[{event.language}] {event.text}")
@@ -63,10 +64,7 @@ class CaptionRenderer:
     """SubRip or WebVTT, of the transcript or (``language``) of one translation."""
 
     def __init__(self, out: TextIO, form: Literal["srt", "vtt"], language: str | None = None) -> None:
-        self._out, self._form, self._language = out, form, language
-        self._times, self._number = CueTimes(), 0
-        if form == "vtt":
-            out.write("WEBVTT\n\n")
+        self._cues, self._language = _CueWriter(out, form), language
 
     def show(self, event: Event) -> None:
         if self._language is None and isinstance(event, Final):
@@ -75,21 +73,62 @@ class CaptionRenderer:
             words = spread(event.text, event.start_ms, event.end_ms)
         else:
             return
-        for cue in self._times.push(cut_cues(words)):
-            self._write(srt(self._next(), cue) if self._form == "srt" else vtt(cue))
+        self._cues.write(cut_cues(words))
 
     def close(self) -> None:
-        for cue in self._times.close():
-            self._write(srt(self._next(), cue) if self._form == "srt" else vtt(cue))
+        self._cues.close()
+
+
+class BilingualRenderer:
+    """SubRip or WebVTT with what is said and its translations in one cue, in the order of ``targets``."""
+
+    def __init__(self, out: TextIO, form: Literal["srt", "vtt"], targets: Sequence[str], *, with_source: bool = True) -> None:
+        self._cues, self._targets, self._with_source = _CueWriter(out, form), tuple(targets), with_source
+        self._final: Final | None = None  # waits for its translations
+        self._said: dict[str, str] = {}
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Final):
+            self._release()
+            self._final = event
+        elif isinstance(event, Translation):
+            self._said[event.language] = event.text
+            if len(self._said) == len(self._targets):
+                self._release()
+
+    def close(self) -> None:
+        self._release()
+        self._cues.close()
+
+    def _release(self) -> None:
+        final, self._final = self._final, None
+        said, self._said = self._said, {}
+        if final is not None:
+            texts = [said[target] for target in self._targets if target in said]
+            self._cues.write(cut_bilingual(final.words, texts, with_source=self._with_source))
+
+
+class _CueWriter:
+    """Cues in order → a caption file."""
+
+    def __init__(self, out: TextIO, form: Literal["srt", "vtt"]) -> None:
+        self._out, self._form = out, form
+        self._times, self._number = CueTimes(), 0
+        if form == "vtt":
+            out.write("WEBVTT\n\n")
+
+    def write(self, cues: Iterable[Cue]) -> None:
+        self._put(self._times.push(cues))
+
+    def close(self) -> None:
+        self._put(self._times.close())
         self._out.flush()
 
-    def _next(self) -> int:
-        self._number += 1
-        return self._number
-
-    def _write(self, text: str) -> None:
-        self._out.write(text)
-        self._out.flush()
+    def _put(self, cues: Iterable[Cue]) -> None:
+        for cue in cues:
+            self._number += 1
+            self._out.write(srt(self._number, cue) if self._form == "srt" else vtt(cue))
+            self._out.flush()
 
 
 class LiveRenderer:
@@ -126,12 +165,15 @@ class LiveRenderer:
         self._live.stop()
 
 
-def make_renderer(form: Form, out: TextIO, options: Options, *, name: str | None = None) -> Renderer:
-    """The renderer of a form. Captions hold the first translation wanted, or else the transcript."""
+def make_renderer(form: Form, out: TextIO, options: Options, *, name: str | None = None, only_translation: bool = False) -> Renderer:
+    """The renderer of a form. Captions hold the transcript and below it the translations wanted, or (``only_translation``) these alone."""
+    targets = options.session.targets
     if form == "live":
         return LiveRenderer(out)
     if form == "json":
         return JsonRenderer(out, name)
     if form == "txt":
-        return TextRenderer(out)
-    return CaptionRenderer(out, form, next(iter(options.session.targets), None))
+        return TextRenderer(out, with_source=not only_translation)
+    if not targets or (only_translation and len(targets) == 1):  # one language: its own line breaks and times
+        return CaptionRenderer(out, form, next(iter(targets), None))
+    return BilingualRenderer(out, form, targets, with_source=not only_translation)

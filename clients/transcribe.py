@@ -9,92 +9,128 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from ..stream import AudioFormatError, ConfigError, FileSource, Loaded, Options, Session, paced
+from ..stream import AudioFormatError, AudioSource, ConfigError, Loaded, Options, Session, open_source, paced
+from .outputs import Piece, plan
 from .render import Form, Renderer, make_renderer
 
 Advance = Callable[[float], None]  # seconds of audio done
+Begin = Callable[[str, float | None], Advance]  # the next file: its name, its length in s
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What the command line asked for."""
 
-    files: tuple[Path, ...]
+    given: tuple[Path, ...]  # files and folders
     form: Form
     realtime: bool = False
     stats: bool = False
-    output: Path | None = None  # a folder: one file of text for each file of audio
+    out: Path | None = None  # a folder: one text file for each file; "-": standard output
+    beside: bool = False  # several files: the text of each beside it
+    overwrite: bool = False
+    only_translation: bool = False
 
 
-def transcribe_files(wish: Wish, loaded: Loaded, options: Options) -> int:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A wish that can be fulfilled. ``problems``: what is wrong with parts of it."""
+
+    wish: Wish
+    pieces: list[Piece]
+    problems: list[str]
+
+
+def check(wish: Wish, options: Options) -> Plan:
+    """Raises ConfigError for a wish that no model could fulfil."""
+    if wish.only_translation and not options.session.targets:
+        raise ConfigError("--only-translation without a translation: expected --to CODE")
+    if wish.only_translation and wish.form in ("json", "live"):
+        raise ConfigError(f"--only-translation with {wish.form} output, expected --srt, --vtt or --txt")
+    pieces, problems = plan(wish.given, wish.form, out=wish.out, beside=wish.beside)
+    return Plan(wish, pieces, problems)
+
+
+def transcribe_files(todo: Plan, loaded: Loaded, options: Options) -> int:
     """Every file in turn. One that cannot be read is reported, what was heard of it is shown, and the next one follows.
 
-    Returns the exit code: 0, 1 if a file failed, 130 after Ctrl-C.
+    Returns the exit code: 0, 1 if something failed, 130 after Ctrl-C. Raises TaskError for what the model cannot do.
     """
-    failures = 0
-    for path in wish.files:
-        try:
-            source = FileSource(path)
-            session = Session(loaded, options.session, sample_rate=source.sample_rate, channels=source.channels, encoding="float32")
-            with _text_file(wish, path) as out:
-                name = str(path) if len(wish.files) > 1 else None
-                renderer = make_renderer(wish.form, out, options, name=name)
-                _one(source, session, renderer, wish)
-        except AudioFormatError as error:
-            failures += 1
-            report(str(error) if str(path) in str(error) else f"{path}: {error}")
-        except KeyboardInterrupt:
-            return 130
+    wish = todo.wish
+    for problem in todo.problems:
+        report(problem)
+    failures = len(todo.problems)
+    bar = wish.form != "live" or any(piece.text for piece in todo.pieces)
+    try:
+        with progress_bars(len(todo.pieces), wanted=bar) as begin:
+            for piece in todo.pieces:
+                failures += not _one_file(piece, todo, loaded, options, begin)
+    except KeyboardInterrupt:
+        return 130
     return 1 if failures else 0
 
 
-def _one(source: FileSource, session: Session, renderer: Renderer, wish: Wish) -> None:
+def _one_file(piece: Piece, todo: Plan, loaded: Loaded, options: Options, begin: Begin) -> bool:
+    """Whether it went well; if not, it was reported."""
+    wish, path = todo.wish, piece.source
+    try:
+        source = open_source(path)
+        try:
+            advance = begin(path.name, source.duration_s)
+            session = Session(loaded, options.session, sample_rate=source.sample_rate, channels=source.channels, encoding="float32")
+            with _text_file(piece, overwrite=wish.overwrite) as out:
+                name = str(path) if len(todo.pieces) > 1 and piece.text is None else None
+                renderer = make_renderer(wish.form, out, options, name=name, only_translation=wish.only_translation)
+                _hear(source, session, renderer, wish, advance)
+        finally:
+            source.close()
+    except (AudioFormatError, ConfigError) as error:
+        report(str(error) if str(path) in str(error) else f"{path}: {error}")
+        return False
+    return True
+
+
+def _hear(source: AudioSource, session: Session, renderer: Renderer, wish: Wish, advance: Advance) -> None:
     """One file through one session. Whatever ends it, what was heard is flushed and shown."""
     try:
-        with progress_bar(source.name, source.duration_s, wanted=wish.form != "live") as advance:
-            blocks = source.blocks()
-            for block in paced(blocks, source.sample_rate) if wish.realtime else blocks:
-                for event in session.push(block):
-                    renderer.show(event)
-                advance(len(block) / source.sample_rate)
+        blocks = source.blocks()
+        for block in paced(blocks, source.sample_rate) if wish.realtime else blocks:
+            for event in session.push(block):
+                renderer.show(event)
+            advance(len(block) / source.sample_rate)
     finally:
         try:
             for event in session.finish():
                 renderer.show(event)
         finally:
             renderer.close()
-            source.close()
         if wish.stats:
             print_stats(session)
 
 
-def check(wish: Wish, options: Options) -> None:
-    """Raises ConfigError for a wish that no model could fulfil."""
-    captions = wish.form in ("srt", "vtt")
-    if captions and len(options.session.targets) > 1:
-        raise ConfigError(f"captions are in one language, got --to {','.join(options.session.targets)}; run once for each, or use --json")
-    if captions and len(wish.files) > 1 and wish.output is None:
-        raise ConfigError(f"{len(wish.files)} files would become one {wish.form} file; add --output FOLDER for one file each")
-
-
 @contextmanager
-def _text_file(wish: Wish, path: Path) -> Generator[TextIO]:
-    if wish.output is None:
+def _text_file(piece: Piece, *, overwrite: bool) -> Generator[TextIO]:
+    """Where the text goes. Raises ConfigError naming the file, also for one that is there already."""
+    if piece.text is None:
         yield sys.stdout
         return
+    if piece.text.exists() and not overwrite:
+        raise ConfigError(f"{piece.source}: {piece.text} is there already; add --overwrite to replace it")
     try:
-        wish.output.mkdir(parents=True, exist_ok=True)
-        with (wish.output / f"{path.stem}.{wish.form}").open("w", encoding="utf-8") as out:
+        piece.text.parent.mkdir(parents=True, exist_ok=True)
+        with piece.text.open("w", encoding="utf-8") as out:
             yield out
     except OSError as error:
-        raise ConfigError(f"--output {wish.output}: {error.strerror or error}") from error
+        raise ConfigError(f"{piece.source}: cannot write {piece.text}: {error.strerror or error}") from error
 
 
 @contextmanager
-def progress_bar(name: str, duration_s: float | None, *, wanted: bool) -> Generator[Advance]:
-    """A bar on standard error, if that is a terminal and ``wanted``. Gives a function that takes the seconds just done."""
+def progress_bars(count: int, *, wanted: bool) -> Generator[Begin]:
+    """A bar for the current file and, where there are several, one for all: on standard error, if that is a terminal and ``wanted``.
+
+    Gives a function to be called with each file's name and length, which gives one that takes the seconds just done.
+    """
     if not (wanted and sys.stderr.isatty()):
-        yield lambda seconds: None
+        yield lambda name, duration_s: lambda seconds: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -106,9 +142,35 @@ def progress_bar(name: str, duration_s: float | None, *, wanted: bool) -> Genera
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(Path(name).name, total=duration_s)
-        yield lambda seconds: progress.advance(task, seconds)
+    # Standard output may be a file: only what goes to standard error is kept clear of the bars.
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        whole = progress.add_task(f"all {count} files", total=count) if count > 1 else None
+        begun, current = 0, None
+
+        def begin(name: str, duration_s: float | None) -> Advance:
+            nonlocal begun, current
+            if current is not None:
+                progress.remove_task(current)
+            task = current = progress.add_task(Path(name).name, total=duration_s)
+            before, done_s, begun = begun, 0.0, begun + 1
+
+            def advance(seconds: float) -> None:
+                nonlocal done_s
+                done_s += seconds
+                progress.update(task, completed=done_s)
+                if whole is not None:
+                    progress.update(whole, completed=before + (min(1.0, done_s / duration_s) if duration_s else 0.0))
+
+            return advance
+
+        yield begin
+
+
+@contextmanager
+def progress_bar(name: str, duration_s: float | None, *, wanted: bool) -> Generator[Advance]:
+    """One bar; see ``progress_bars``."""
+    with progress_bars(1, wanted=wanted) as begin:
+        yield begin(name, duration_s)
 
 
 def print_stats(session: Session) -> None:

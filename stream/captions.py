@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .events import Word
@@ -26,19 +26,23 @@ class Cue:
 
 def cut_cues(words: Iterable[Word]) -> list[Cue]:
     """The words of one segment → its cues. A cue ends where it is full, has stood long enough, or a sentence ends on its second line."""
+    return [part for group in _groups(words) for part in _split_long(_cue(group))]
+
+
+def cut_bilingual(words: Sequence[Word], translations: Sequence[str], *, with_source: bool = True) -> list[Cue]:
+    """The words of one segment and its translations → cues that hold what is said and, below it, each translation's share of it.
+
+    The times are those of the words said; a translation is shared out over the cues by length. At most two lines for each language.
+    ``with_source``: else only the translations are shown, at the same times.
+    """
     cues: list[Cue] = []
-    group: list[Word] = []
-    for word in words:
-        if group and (not _fits([*group, word]) or word.end_ms - group[0].start_ms > LONGEST_MS):
-            cues.append(_cue(group))
-            group = []
-        group.append(word)
-        if len(_lines(group)) > 1 and word.text.endswith(_SENTENCE_ENDS):
-            cues.append(_cue(group))
-            group = []
-    if group:
-        cues.append(_cue(group))
-    return [part for cue in cues for part in _split_long(cue)]
+    for group, shares in _shared(_groups(words), [text.split() for text in translations]):
+        for part, pieces in _halved(group, shares):
+            texts = [_text(part)] if with_source else []
+            lines = [line for text in [*texts, *(" ".join(share) for share in pieces)] for line in _wrap(text)]
+            if lines:
+                cues.append(Cue(part[0].start_ms, part[-1].end_ms, tuple(lines)))
+    return cues
 
 
 def spread(text: str, start_ms: int, end_ms: int) -> list[Word]:
@@ -92,12 +96,68 @@ def stamp(at_ms: int, point: str) -> str:
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{point}{ms:03d}"
 
 
+_Group = list[Word]
+_Shares = list[list[str]]  # of each translation, the words that stand in a cue
+
+
+def _groups(words: Iterable[Word]) -> list[_Group]:
+    """The words of each cue."""
+    groups: list[_Group] = []
+    group: _Group = []
+    for word in words:
+        if group and (not _fits([*group, word]) or word.end_ms - group[0].start_ms > LONGEST_MS):
+            groups.append(group)
+            group = []
+        group.append(word)
+        if len(_lines(group)) > 1 and word.text.endswith(_SENTENCE_ENDS):
+            groups.append(group)
+            group = []
+    return [*groups, group] if group else groups
+
+
+def _shared(groups: list[_Group], translations: _Shares) -> Iterator[tuple[_Group, _Shares]]:
+    """Each translation cut where the groups are, in parts of its own length."""
+    lengths = [sum(len(word.text) for word in group) for group in groups]
+    ends = [sum(lengths[: place + 1]) / max(1, sum(lengths)) for place in range(len(groups))]
+    cut = [_cut(pieces, ends) for pieces in translations]
+    for place, group in enumerate(groups):
+        yield group, [parts[place] for parts in cut]
+
+
+def _cut(pieces: list[str], ends: list[float]) -> list[list[str]]:
+    """Words → parts; a word belongs to the part in which its middle lies. ``ends``: where parts end, from 0 to 1; the last is 1."""
+    total, before, parts = sum(map(len, pieces)), 0, [list[str]() for _ in ends]
+    for piece in pieces:
+        middle = (before + len(piece) / 2) / total
+        before += len(piece)
+        parts[next(place for place, end in enumerate(ends) if middle < end or place == len(ends) - 1)].append(piece)
+    return parts
+
+
+def _halved(group: _Group, shares: _Shares) -> Iterator[tuple[_Group, _Shares]]:
+    """The same in halves, and these in halves, until every translation fits. A single word said is shown with both halves."""
+    if all(len(_wrap(" ".join(share))) <= LINES or len(share) < 2 for share in shares):
+        yield group, shares
+        return
+    if len(group) > 1:
+        halves = [group[: len(group) // 2], group[len(group) // 2 :]]
+    else:
+        word, middle_ms = group[0], (group[0].start_ms + group[0].end_ms) // 2
+        halves = [[replace(word, end_ms=middle_ms)], [replace(word, start_ms=middle_ms)]]
+    for place, half in enumerate(halves):
+        yield from _halved(half, [[share[: len(share) // 2], share[len(share) // 2 :]][place] for share in shares])
+
+
 def _text(group: list[Word]) -> str:
     return "".join(word.text for word in group).strip()
 
 
 def _lines(group: list[Word]) -> list[str]:
-    return textwrap.wrap(_text(group), LINE_CHARACTERS, break_on_hyphens=False)
+    return _wrap(_text(group))
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, LINE_CHARACTERS, break_on_hyphens=False)
 
 
 def _fits(group: list[Word]) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from ..model.errors import ConfigError
 from .endpoint import EndpointFrames
@@ -21,22 +22,25 @@ class _Section(BaseModel):
 class VadOptions(_Section):
     """Voice activity detection."""
 
-    kind: Literal["webrtc", "silero"] = "silero"
-    aggressiveness: int = Field(default=2, ge=0, le=3)  # webrtc: 0 keeps everything, 3 only clear speech
-    threshold: float = Field(default=0.3, gt=0, lt=1)  # silero: probability that counts as speech
+    kind: Literal["webrtc", "silero"] = Field(
+        default="silero",
+        description="voice detector; silero tells noise from speech, webrtc costs a sixtieth and takes most noise for speech",
+    )
+    aggressiveness: int = Field(default=2, ge=0, le=3, description="of webrtc: 0 keeps everything, 3 only clear speech")
+    threshold: float = Field(default=0.3, gt=0, lt=1, description="of silero: probability that counts as speech")
 
 
 class EndpointOptions(_Section):
     """Where segments begin and end."""
 
-    start_ms: int = Field(default=80, ge=40, le=1000)  # so much speech …
-    start_window_ms: int = Field(default=160, ge=40, le=2000)  # … within so much time begins a segment
-    pre_roll_ms: int = Field(default=240, ge=0, le=2000)  # audio kept from before the first speech
-    hangover_ms: int = Field(default=600, ge=80, le=5000)  # silence that ends a segment
-    sentence_hangover_ms: int = Field(default=320, ge=80, le=5000)  # the same after a finished sentence
-    short_hangover_ms: int = Field(default=120, ge=40, le=5000)  # the same when the segment is nearly full
-    trailing_ms: int = Field(default=320, ge=0, le=2000)  # audio after the last speech that the final hypothesis hears at least
-    longest_s: float | None = Field(default=None, ge=2, le=30)  # longest segment; None: what the model can bear
+    start_ms: int = Field(default=80, ge=40, le=1000, description="so much speech within start_window_ms begins a segment")
+    start_window_ms: int = Field(default=160, ge=40, le=2000, description="where start_ms is looked for")
+    pre_roll_ms: int = Field(default=240, ge=0, le=2000, description="audio kept from before the first speech")
+    hangover_ms: int = Field(default=600, ge=80, le=5000, description="silence that ends a segment")
+    sentence_hangover_ms: int = Field(default=320, ge=80, le=5000, description="the same after a finished sentence")
+    short_hangover_ms: int = Field(default=120, ge=40, le=5000, description="the same when the segment is nearly full")
+    trailing_ms: int = Field(default=320, ge=0, le=2000, description="audio after the last speech that the final hypothesis hears at least")
+    longest_s: float | None = Field(default=None, ge=2, le=30, description="longest segment, in s; none: what the model can bear")
 
     @model_validator(mode="after")
     def _fits(self) -> EndpointOptions:
@@ -66,21 +70,27 @@ class EndpointOptions(_Section):
 class GuardOptions(_Section):
     """Limits on what the model may write."""
 
-    tokens_per_second: float = Field(default=12.0, gt=0, le=100)  # of a segment's audio …
-    floor_tokens: int = Field(default=8, ge=1, le=1000)  # … plus so many
-    loop_tokens: int = Field(default=12, ge=2, le=1000)  # a repetition over so many tokens …
-    loop_copies: int = Field(default=3, ge=2, le=100)  # … in so many copies is a loop
+    tokens_per_second: float = Field(
+        default=12.0, gt=0, le=100, description="tokens that a segment may hold for each second of its audio, besides floor_tokens"
+    )
+    floor_tokens: int = Field(default=8, ge=1, le=1000, description="tokens that any segment may hold")
+    loop_tokens: int = Field(default=12, ge=2, le=1000, description="a repetition over so many tokens in loop_copies copies is cut")
+    loop_copies: int = Field(default=3, ge=2, le=100, description="see loop_tokens")
 
 
 class SessionOptions(_Section):
     """What one session does."""
 
-    language: str = "en"  # spoken, ISO 639-1
-    targets: tuple[str, ...] = ()  # translations wanted, ISO 639-1
-    glossary: tuple[str, ...] = ()  # names and terms that may be spoken
-    block_ms: int = Field(default=640, ge=80, le=4000)  # audio between two hypotheses: 320 is quick, 640 the default, 960 calm
-    carry_over: bool = True  # the last sentence goes into the next segment's prompt, where the model has a place for it
-    max_draft: int | None = Field(default=None, ge=0, le=16)  # tokens that the MTP drafter guesses at once; None: as the model says
+    language: str = Field(default="en", description="spoken, ISO 639-1")
+    targets: tuple[str, ...] = Field(default=(), description="translations wanted, ISO 639-1")
+    glossary: tuple[str, ...] = Field(default=(), description="names and terms that may be spoken (models with instructions only)")
+    block_ms: int = Field(default=640, ge=80, le=4000, description="audio between two hypotheses: 320 is quick, 640 the default, 960 calm")
+    carry_over: bool = Field(
+        default=True, description="the last sentence goes into the next segment's prompt, where the model has a place for it"
+    )
+    max_draft: int | None = Field(
+        default=None, ge=0, le=16, description="tokens that the MTP drafter guesses at once; none: as the model says"
+    )
     vad: VadOptions = VadOptions()
     endpoint: EndpointOptions = EndpointOptions()
     guards: GuardOptions = GuardOptions()
@@ -96,27 +106,31 @@ class SessionOptions(_Section):
 class ModelOptions(_Section):
     """Which model, and where it runs."""
 
-    name: str = "small"  # or a checkpoint folder
-    runtime: Literal["auto", "onnx", "torch"] = "auto"  # auto: ONNX Runtime where the folder has exported graphs
-    assistant: Path | None = None  # folder of an MTP drafter
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    threads: int | None = Field(default=None, ge=1, le=1024)  # None: the runtime decides
+    name: str = Field(default="small", description='"small" (in the package) or a checkpoint folder')
+    runtime: Literal["auto", "onnx", "torch"] = Field(
+        default="auto", description="auto: ONNX Runtime where the folder has exported graphs, else torch"
+    )
+    assistant: Path | None = Field(default=None, description="folder of an MTP drafter")
+    device: str = Field(default="cpu", description="where torch runs the model, e.g. cpu or cuda")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the weights, with torch")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="of the model; none: the runtime decides")
 
 
 class ServerOptions(_Section):
     """Who may come, how many, and how long is waited for them."""
 
-    host: str = "127.0.0.1"  # 0.0.0.0: every machine of the network may connect
-    port: int = Field(default=8000, ge=0, le=65535)  # 0: any free one
-    max_sessions: int = Field(default=8, ge=1, le=10_000)
-    idle_s: float = Field(default=60.0, gt=0)  # a connection that sends nothing for so long is closed
-    resume_s: float = Field(default=60.0, ge=0)  # a session whose connection was lost is kept for so long
-    drain_s: float = Field(default=30.0, ge=0)  # after SIGTERM, sessions may go on for so long
-    queue_ms: int = Field(default=10_000, ge=1000, le=600_000)  # audio that may wait in one session before its sender has to
-    upload_mb: int = Field(default=512, ge=1)  # largest file for /v1/audio/transcriptions
-    allow_hosts: tuple[str, ...] = ()  # names under which the server is reached, besides localhost and plain addresses
-    allow_origins: tuple[str, ...] = ()  # pages of other origins that may use it, e.g. https://captions.example
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: every machine of the network may connect")
+    port: int = Field(default=8000, ge=0, le=65535, description="0: any free one")
+    max_sessions: int = Field(default=8, ge=1, le=10_000, description="sessions at once")
+    idle_s: float = Field(default=60.0, gt=0, description="a connection that sends nothing for so long is closed")
+    resume_s: float = Field(default=60.0, ge=0, description="a session whose connection was lost is kept for so long")
+    drain_s: float = Field(default=30.0, ge=0, description="after SIGTERM, sessions may go on for so long")
+    queue_ms: int = Field(default=10_000, ge=1000, le=600_000, description="audio that may wait in one session before its sender has to")
+    upload_mb: int = Field(default=512, ge=1, description="largest file for /v1/audio/transcriptions, in MB")
+    allow_hosts: tuple[str, ...] = Field(
+        default=(), description="names under which the server is reached, besides localhost and plain addresses"
+    )
+    allow_origins: tuple[str, ...] = Field(default=(), description="pages of other origins that may use it, e.g. https://captions.example")
 
 
 class Options(_Section):
@@ -127,33 +141,107 @@ class Options(_Section):
     server: ServerOptions = ServerOptions()
 
 
-def load_options(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Options:
-    """Defaults, then the YAML file, then ``overrides`` with dotted keys ({"session.block_ms": 320}; a value None says nothing).
+def load_options(
+    path: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    assignments: Sequence[str] = (),
+) -> Options:
+    """Defaults, then the YAML file, then ``environment``, then ``assignments``, then ``overrides``.
 
-    Raises ConfigError naming the file, the key, what was got and what was expected.
+    ``environment``: variables such as DRAGOMAN_SERVER_PORT; others, and empty ones, say nothing. ``assignments``: "server.port=9000".
+    ``overrides``: by dotted keys, {"session.block_ms": 320}; a value None says nothing.
+
+    Raises ConfigError naming the file or variable, the key, what was got and what was expected.
     """
     raw = {} if path is None else _read_yaml(path)
+    origins: dict[str, str] = {}
+    for dotted, text, origin in (*_from_environment(environment or {}), *_from_assignments(assignments)):
+        _put(raw, dotted, _value(dotted, text))
+        origins[dotted] = origin
     for dotted, value in (overrides or {}).items():
         if value is not None:
             _put(raw, dotted, value)
-    return parse_options(raw, where="the options" if path is None else str(path))
+            origins.pop(dotted, None)
+    return parse_options(raw, where="the options" if path is None else str(path), origins=origins)
 
 
-def parse_options(raw: Mapping[str, Any], *, where: str = "the options") -> Options:
-    """A nested mapping → Options. Raises ConfigError that lists everything wrong with it."""
+def parse_options(raw: Mapping[str, Any], *, where: str = "the options", origins: Mapping[str, str] | None = None) -> Options:
+    """A nested mapping → Options. Raises ConfigError that lists everything wrong. ``origins``: where some keys came from instead."""
     try:
         return Options.model_validate(raw)
     except ValidationError as error:
-        problems = [_problem(dict(item)) for item in error.errors()]
+        problems = [_problem(dict(item), origins or {}) for item in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(problems)) from error
 
 
-def _problem(item: Mapping[str, Any]) -> str:
+def option_fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Every option by its dotted key, in the order of the sections."""
+    for place, section in _sections(Options, ()):
+        yield from ((".".join((*place, name)), field) for name, field in section.model_fields.items() if _section_of(field) is None)
+
+
+def variable(dotted: str) -> str:
+    """The environment variable of an option: server.port → DRAGOMAN_SERVER_PORT."""
+    return "DRAGOMAN_" + dotted.upper().replace(".", "_")
+
+
+def _sections(section: type[BaseModel], place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    yield place, section
+    for name, field in section.model_fields.items():
+        inner = _section_of(field)
+        if inner is not None:
+            yield from _sections(inner, (*place, name))
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, text, origin) of each variable that is set. Raises ConfigError for one of our sections that names no option."""
+    known = {variable(dotted): dotted for dotted, _ in option_fields()}
+    ours = tuple(variable(name) + "_" for name in Options.model_fields)
+    for name, text in environment.items():
+        if name in known and text:
+            yield known[name], text, name
+        elif name.startswith(ours) and name not in known:
+            raise ConfigError(f"unknown environment variable {name}; {_hint(name, sorted(known))}")
+
+
+def _from_assignments(assignments: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    known = [dotted for dotted, _ in option_fields()]
+    for assignment in assignments:
+        dotted, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}, expected KEY=VALUE as in server.port=9000")
+        if dotted not in known:
+            raise ConfigError(f"--set {assignment}: unknown key {dotted!r}; {_hint(dotted, known)}")
+        yield dotted, text, "--set"
+
+
+def _value(dotted: str, text: str) -> Any:
+    """Text of a variable or flag → what a YAML file would hold: lists by commas, "none" where nothing is a choice."""
+    default = dict(option_fields())[dotted].get_default()
+    if isinstance(default, tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return None if default is None and text.lower() == "none" else text
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _problem(item: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     place = cast(tuple[str | int, ...], item["loc"])
     dotted = ".".join(map(str, place))
     if item["type"] != "extra_forbidden":
         shown = f", got {item['input']!r}" if not isinstance(item["input"], dict) else ""
-        return f"{dotted}: {item['msg']}{shown}"
+        origin = next((f" (from {name})" for key, name in origins.items() if dotted == key or dotted.startswith(key + ".")), "")
+        return f"{dotted}: {item['msg']}{shown}{origin}"
     known = _keys(place[:-1])
     near = difflib.get_close_matches(str(place[-1]), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
@@ -174,6 +262,8 @@ def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
     for name in sections:
         raw = raw.setdefault(name, {})
+        if not isinstance(raw, dict):  # of a file; the check of the whole tells what is wrong with it
+            return
     raw[key] = value
 
 

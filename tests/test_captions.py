@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from dragoman.stream.captions import LINE_CHARACTERS, LINES, LONGEST_MS, SHORTEST_MS, Cue, CueTimes, cut_cues, spread, srt, stamp, vtt
+from dragoman.stream.captions import (
+    LINE_CHARACTERS,
+    LINES,
+    LONGEST_MS,
+    SHORTEST_MS,
+    Cue,
+    CueTimes,
+    cut_bilingual,
+    cut_cues,
+    spread,
+    srt,
+    stamp,
+    vtt,
+)
 from dragoman.stream.events import Word
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +75,39 @@ def test_a_translation_shares_the_time_of_its_segment() -> None:
     words = spread("ein Wort", 1000, 2000)
     assert [(word.text, word.start_ms, word.end_ms) for word in words] == [(" ein", 1000, 1444), (" Wort", 1444, 2000)]
     assert spread("", 0, 100) == []
+
+
+TRANSLATIONS = st.lists(st.lists(st.text("xyz.", min_size=1, max_size=30), min_size=1, max_size=60).map(" ".join), min_size=1, max_size=2)
+
+
+@given(spoken().filter(len), TRANSLATIONS)
+def test_bilingual_cues_hold_every_translated_word_in_order(words: list[Word], translations: list[str]) -> None:
+    cues = cut_bilingual(words, translations, with_source=False)
+    if len(translations) == 1:
+        assert " ".join(line for cue in cues for line in cue.lines).split() == translations[0].split()
+    assert sum(len(line.split()) for cue in cues for line in cue.lines) == sum(len(text.split()) for text in translations)
+    for cue in cues:
+        assert cue.start_ms <= cue.end_ms and all(len(line) <= LINE_CHARACTERS for line in cue.lines)
+        assert len(cue.lines) <= LINES * len(translations)
+    assert [cue.start_ms for cue in cues] == sorted(cue.start_ms for cue in cues)
+
+
+@given(spoken().filter(len), st.lists(st.text("xyz", min_size=1, max_size=9), min_size=1, max_size=8).map(" ".join))
+def test_a_short_translation_leaves_the_cues_of_the_source(words: list[Word], translation: str) -> None:
+    cues, alone = cut_bilingual(words, [translation]), cut_cues(words)
+    assert sum(len(word.text) for word in words) > 0
+    if all(len(cue.lines) <= LINES for cue in alone) and len(translation) <= LINE_CHARACTERS and all(len(w.text) < 40 for w in words):
+        assert [(cue.start_ms, cue.end_ms) for cue in cues] == [(cue.start_ms, cue.end_ms) for cue in alone]
+        assert [cue.lines[: len(one.lines)] for cue, one in zip(cues, alone, strict=True)] == [cue.lines for cue in alone]
+
+
+def test_a_long_translation_halves_the_cue_it_stands_in() -> None:
+    words = [Word(f" {text}", 1000 * place, 1000 * place + 1000, 0) for place, text in enumerate("Yes we can".split())]
+    (first, second) = cut_bilingual(words, ["Donau" * 7 + " " + "Dampf" * 7 + " " + "Schiff" * 6 + " fahrt"])
+    assert (first.start_ms, first.end_ms, first.lines) == (0, 1000, ("Yes", "Donau" * 7, "Dampf" * 7))
+    assert (second.start_ms, second.end_ms, second.lines) == (1000, 3000, ("we can", "Schiff" * 6 + " fahrt"))
+    (alone, again) = cut_bilingual(words[:1], ["Donau" * 7 + " " + "Dampf" * 7 + " " + "Schiff" * 6])
+    assert (alone.lines[0], again.lines[0]) == ("Yes", "Yes") and (alone.end_ms, again.start_ms) == (500, 500)
 
 
 def test_formats() -> None:

@@ -44,7 +44,10 @@ def test_options_come_from_file_and_flags(tiny: str, clips: Path, tmp_path: Path
     [
         (["transcribe", "a.wav", "--model", "nowhere"], "'nowhere' is neither a folder"),
         (["transcribe", "a.wav", "--block-ms", "3"], "session.block_ms"),
-        (["transcribe", "a.wav", "b.wav", "--srt"], "2 files would become one srt file"),
+        (["transcribe", "a.wav", "b.wav", "--srt", "--out", "-"], "2 files would become one srt file"),
+        (["transcribe", "a.wav", "--only-translation"], "expected --to CODE"),
+        (["transcribe", "a.wav", "--set", "server.prot=1"], "did you mean 'server.port'?"),
+        (["transcribe", "a.wav", "--set", "session.block_ms"], "expected KEY=VALUE"),
         (["transcribe", "a.wav", "--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
     ],
 )
@@ -74,7 +77,7 @@ def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
         assert "usage: dragoman" in capsys.readouterr().out
     assert main([]) == 2
     assert "dragoman transcribe talk.flac" in capsys.readouterr().out
-    for arguments in (["transcribe"], ["transcribe", "a.wav", "--srt", "--json"], ["sing"]):
+    for arguments in (["transcribe"], ["transcribe", "a.wav", "--srt", "--json"], ["listen", "--device", "1", "--loopback"], ["sing"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2

@@ -15,7 +15,7 @@ from dragoman.stream import DeviceError, Options
 
 from .fakes import ScriptedBackend, speech
 from .listeners import LoudnessVad, loaded
-from .test_microphone import HEADSET, OUTPUT, FakeAudio, FakeStream
+from .test_microphone import HEADSET, MONITOR, OUTPUT, FakeAudio, FakeStream
 
 OPTIONS = Options.model_validate({"session": {"block_ms": 320}})
 
@@ -102,6 +102,9 @@ def test_an_unplugged_microphone_leaves_the_text_so_far(audio: FakeAudio, capsys
 def test_devices_are_listed(audio: FakeAudio, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert list_devices() == 0
     assert capsys.readouterr().out == "*   1  Headset  (1 channels, 16000 Hz)\n"
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeAudio([MONITOR], default=-1))  # type: ignore[arg-type]
+    list_devices()
+    assert capsys.readouterr().out == "    0  Monitor of Built-in Audio  (2 channels, 48000 Hz) (loopback)\n"
     monkeypatch.setitem(sys.modules, "sounddevice", FakeAudio([OUTPUT], default=-1))  # type: ignore[arg-type]
     with pytest.raises(DeviceError, match="found 0 input devices"):
         list_devices()

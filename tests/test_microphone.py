@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,10 @@ from dragoman.stream import DeviceError
 
 INPUT = {"name": "Desk microphone", "max_input_channels": 2, "default_samplerate": 48_000.0}
 OUTPUT = {"name": "Loudspeaker", "max_input_channels": 0, "default_samplerate": 44_100.0}
+SPEAKERS = {"name": "Built-in Audio", "max_input_channels": 0, "default_samplerate": 48_000.0}
+MONITOR = {"name": "Monitor of Built-in Audio", "max_input_channels": 2, "default_samplerate": 48_000.0}
+OTHER_MONITOR = {"name": "Monitor of HDMI", "max_input_channels": 2, "default_samplerate": 44_100.0}
+PULSE = {"name": "pulse", "max_input_channels": 32, "default_samplerate": 44_100.0}
 HEADSET = {"name": "Headset", "max_input_channels": 1, "default_samplerate": 16_000.0}
 
 
@@ -40,8 +45,8 @@ class FakeAudio:
     class PortAudioError(Exception):
         pass
 
-    def __init__(self, found: list[dict[str, Any]], default: int) -> None:
-        self._found, self.default = found, SimpleNamespace(device=(default, 0))
+    def __init__(self, found: list[dict[str, Any]], default: int, output: int = 0) -> None:
+        self._found, self.default = found, SimpleNamespace(device=(default, output))
         self.streams: list[FakeStream] = []
 
     def query_devices(self) -> list[dict[str, Any]]:
@@ -111,6 +116,55 @@ def test_an_unplugged_microphone_is_an_error(audio: FakeAudio) -> None:
         next(blocks)
         with pytest.raises(DeviceError, match=r"microphone 2 \(Headset\) stopped"):
             next(blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_loopback"),
+    [
+        ("Monitor of Built-in Audio Analog Stereo", True),
+        ("alsa_output.pci-0000_00_1f.3.analog-stereo.monitor", True),
+        ("Speakers (Realtek(R) Audio) [Loopback]", True),
+        ("Stereo Mix (Realtek(R) Audio)", True),
+        ("BlackHole 2ch", True),
+        ("Desk microphone", False),
+        ("Monitor webcam microphone", False),
+        ("Stereo microphone", False),
+    ],
+)
+def test_loopback_devices_are_known_by_their_names(monkeypatch: pytest.MonkeyPatch, name: str, is_loopback: bool) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeAudio([{**INPUT, "name": name}], default=0))  # type: ignore[arg-type]
+    assert [device.is_loopback for device in devices()] == [is_loopback]
+
+
+def test_loopback_is_that_of_the_default_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeAudio([INPUT, OTHER_MONITOR, MONITOR, SPEAKERS], default=0, output=3)
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)  # type: ignore[arg-type]
+    with Microphone(loopback=True) as microphone:
+        settings = fake.streams[0].settings
+        assert (settings["device"], settings["channels"], settings["samplerate"]) == (2, 2, 48_000)
+        assert microphone.channels == 2 and microphone.device.name == "Monitor of Built-in Audio"
+    fake.default.device = (0, -1)
+    assert Microphone(loopback=True).device.name == "Monitor of HDMI", "no default output: the first there is"
+
+
+def test_loopback_by_the_alsa_plugin_of_pulseaudio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PortAudio on ALSA lists no monitors; the plugin records what the variable names when it is opened."""
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeAudio([OUTPUT, INPUT, PULSE], default=1))  # type: ignore[arg-type]
+    monkeypatch.setenv("PULSE_SOURCE", "")  # so that it is put back
+    monkeypatch.delenv("PULSE_SOURCE")
+    microphone = Microphone(loopback=True)
+    assert (microphone.device.index, microphone.channels, microphone.device.name) == (2, 2, "what this machine plays")
+    assert os.environ["PULSE_SOURCE"] == "@DEFAULT_MONITOR@"
+    monkeypatch.setenv("PULSE_SOURCE", "mine.monitor")
+    Microphone(loopback=True)
+    assert os.environ["PULSE_SOURCE"] == "mine.monitor", "who has chosen a source keeps it"
+
+
+def test_a_machine_without_loopback_says_what_helps(audio: FakeAudio) -> None:
+    with pytest.raises(
+        DeviceError, match=r"no loopback device; the inputs are 1 \(Desk microphone\), 2 \(Headset\).*Stereo Mix.*BlackHole"
+    ):
+        Microphone(loopback=True)
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,10 +68,10 @@ def test_clips_are_small_and_have_words() -> None:
 
 @pytest.mark.parametrize("line", sorted(set(re.findall(r"^dragoman .*$", README, re.MULTILINE))))
 def test_commands_are_understood(line: str) -> None:
-    from dragoman.clients.cli import _parser
+    from dragoman.clients.parser import make_parser
 
     arguments = shlex.split(line, comments=True)[1:]
-    assert _parser().parse_args(arguments).command == arguments[0]
+    assert make_parser().parse_args(arguments).command == arguments[0]
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the small model's weights are not in this checkout")

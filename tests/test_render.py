@@ -51,7 +51,36 @@ def test_json_has_one_event_a_line() -> None:
 
 def test_captions() -> None:
     assert shown("srt") == "1\n00:00:00,100 --> 00:00:01,100\nGood morning.\n\n"
-    assert shown("vtt", targets=["de"]) == "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nGuten Morgen.\n\n"
+    assert shown("vtt", targets=["de"]) == "WEBVTT\n\n00:00:00.100 --> 00:00:01.100\nGood morning.\nGuten Morgen.\n\n"
+
+
+def test_captions_of_the_translation_alone_have_its_own_times() -> None:
+    options = Options.model_validate({"session": {"targets": ["de"]}})
+    out = io.StringIO()
+    renderer = make_renderer("vtt", out, options, only_translation=True)
+    for event in EVENTS:
+        renderer.show(event)
+    renderer.close()
+    assert out.getvalue() == "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nGuten Morgen.\n\n"
+
+
+def test_captions_do_not_wait_for_a_translation_that_never_comes() -> None:
+    """The model failed in the middle: what was said is in the file."""
+    out = io.StringIO()
+    renderer = make_renderer("srt", out, Options.model_validate({"session": {"targets": ["de", "fr"]}}))
+    for event in EVENTS[:6]:
+        renderer.show(event)
+    renderer.close()
+    assert out.getvalue().splitlines()[2:4] == ["Good morning.", "Guten Morgen."]
+
+
+def test_translations_stand_in_the_order_asked_for() -> None:
+    out = io.StringIO()
+    renderer = make_renderer("srt", out, Options.model_validate({"session": {"targets": ["fr", "de"]}}))
+    for event in (*EVENTS[:6], Translation(CLOCKS, 0, "fr", "Bonjour.", 0, 1000)):
+        renderer.show(event)
+    renderer.close()
+    assert out.getvalue().splitlines()[2:5] == ["Good morning.", "Bonjour.", "Guten Morgen."]
 
 
 def test_live_text_shows_the_tail_dim_and_keeps_finished_lines() -> None:

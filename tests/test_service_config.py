@@ -72,6 +72,50 @@ def test_endpoint_options_in_frames_keep_to_the_model() -> None:
     assert EndpointOptions(pre_roll_ms=2000, longest_s=2).frames(40.0, 12.0).longest_frames == 55, "room for the beginning"
 
 
+def test_the_environment_wins_over_the_file_and_flags_over_both(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("server: {port: 1, max_sessions: 2, idle_s: 3}\nsession: {endpoint: {longest_s: 5}}\n")
+    environment = {"DRAGOMAN_SERVER_PORT": "10", "DRAGOMAN_SERVER_MAX_SESSIONS": "20", "DRAGOMAN_SERVER_IDLE_S": "30", "PORT": "7"}
+    options = load_options(path, {"server.port": 100}, environment=environment, assignments=["server.max_sessions=200"])
+    assert (options.server.port, options.server.max_sessions, options.server.idle_s) == (100, 200, 30.0)
+    assert options.session.endpoint.longest_s == 5
+    assert load_options(path, environment={"DRAGOMAN_SESSION_ENDPOINT_LONGEST_S": "none"}).session.endpoint.longest_s is None
+    assert load_options(path, environment={"DRAGOMAN_SERVER_PORT": ""}).server.port == 1, "an empty variable says nothing"
+
+
+def test_lists_and_switches_as_text() -> None:
+    options = load_options(assignments=["session.targets=de, fr", "session.carry_over=false", "server.allow_hosts="])
+    assert options.session.targets == ("de", "fr") and options.session.carry_over is False and options.server.allow_hosts == ()
+
+
+@pytest.mark.parametrize(
+    ("environment", "assignments", "says"),
+    [
+        ({"DRAGOMAN_SERVER_PROT": "1"}, [], "unknown environment variable DRAGOMAN_SERVER_PROT; did you mean 'DRAGOMAN_SERVER_PORT'?"),
+        ({"DRAGOMAN_SERVER_PORT": "x"}, [], "server.port: .*got 'x' .from DRAGOMAN_SERVER_PORT."),
+        ({"DRAGOMAN_SESSION_TARGETS": "de,de"}, [], "stands twice in de, de.*from DRAGOMAN_SESSION_TARGETS"),
+        ({}, ["session.blok_ms=1"], "unknown key 'session.blok_ms'; did you mean 'session.block_ms'"),
+        ({}, ["session.vad.kind=loud"], "'webrtc' or 'silero', got 'loud' .from --set."),
+        ({}, ["session.vad"], "--set session.vad, expected KEY=VALUE"),
+        ({}, ["session.vad=x"], "unknown key 'session.vad'"),
+    ],
+)
+def test_what_is_wrong_with_a_variable_is_named(environment: dict[str, str], assignments: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_options(environment=environment, assignments=assignments)
+
+
+def test_a_variable_does_not_hide_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("server: [a]")
+    with pytest.raises(ConfigError, match=r"server: .*got \['a'\]"):
+        load_options(path, environment={"DRAGOMAN_SERVER_PORT": "1"})
+
+
+def test_other_variables_of_ours_are_no_options() -> None:
+    assert load_options(environment={"DRAGOMAN_HOME": "x", "DRAGOMAN_SERVERS": "y"}) == Options()
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere.yaml: No such file"):
         load_options(tmp_path / "nowhere.yaml")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from dragoman.clients.transcribe import Wish, check, progress_bar, transcribe_files
-from dragoman.stream import ConfigError, Options
+from dragoman.clients.transcribe import Wish, check, progress_bar, progress_bars, transcribe_files
+from dragoman.stream import ConfigError, Options, TaskError
 
 from .fakes import ScriptedBackend, speech
 from .listeners import LoudnessVad, loaded
@@ -31,6 +31,10 @@ def save(path: Path, text: str) -> Path:
     return path
 
 
+def transcribe(wish: Wish, options: Options = OPTIONS) -> int:
+    return transcribe_files(check(wish, options), loaded(ScriptedBackend()), options)
+
+
 def test_each_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "a.wav", "the quick fox")
     for form, begins in (
@@ -39,7 +43,7 @@ def test_each_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("vtt", "WEBVTT\n\n00:00:00."),
         ("json", '{"type": "speech_started"'),
     ):
-        assert transcribe_files(Wish((path,), form), loaded(ScriptedBackend()), OPTIONS) == 0  # type: ignore[arg-type]
+        assert transcribe(Wish((path,), form)) == 0  # type: ignore[arg-type]
         assert capsys.readouterr().out.startswith(begins)
 
 
@@ -50,7 +54,7 @@ def test_several_files_and_one_that_is_broken(tmp_path: Path, capsys: pytest.Cap
     soundfile.write(str(noise), samples, 16_000)
     noise.write_bytes(noise.read_bytes()[:-20_000])
     missing = tmp_path / "nowhere.wav"
-    code = transcribe_files(Wish((first, noise, missing, last), "json"), loaded(ScriptedBackend()), OPTIONS)
+    code = transcribe(Wish((first, noise, missing, last), "json"))
     out, err = capsys.readouterr()
     assert code == 1
     told = [(Path(event["file"]).name, event["text"]) for event in map(json.loads, out.splitlines()) if event["type"] == "final"]
@@ -63,26 +67,69 @@ def test_samples_that_are_no_audio_are_named_and_end_the_file(tmp_path: Path, ca
     samples = speech("the quick fox over", silence_s=1.0)
     samples[30_000] = np.nan
     soundfile.write(str(path), samples, 16_000, subtype="FLOAT")
-    assert transcribe_files(Wish((path,), "txt"), loaded(ScriptedBackend()), OPTIONS) == 1
+    assert transcribe(Wish((path,), "txt")) == 1
     out, err = capsys.readouterr()
     assert out.startswith("the quick fox") and "nan.wav: 1 of 1600 samples are NaN or infinite" in err
 
 
 def test_text_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = (save(tmp_path / "a.wav", "the quick fox"), save(tmp_path / "b.wav", "we met"))
-    assert transcribe_files(Wish(files, "srt", output=tmp_path / "new" / "out"), loaded(ScriptedBackend()), OPTIONS) == 0
+    assert transcribe(Wish(files, "srt", out=tmp_path / "new" / "out")) == 0
     assert capsys.readouterr().out == ""
     assert "the quick fox" in (tmp_path / "new" / "out" / "a.srt").read_text(encoding="utf-8")
     assert "we met" in (tmp_path / "new" / "out" / "b.srt").read_text(encoding="utf-8")
-    with pytest.raises(ConfigError, match="--output"):
-        transcribe_files(Wish(files, "srt", output=files[0]), loaded(ScriptedBackend()), OPTIONS)
+    assert transcribe(Wish(files, "srt", out=files[0])) == 1
+    assert capsys.readouterr().err.count("cannot write") == 2
 
 
-def test_translated_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = Options.model_validate({"session": {"targets": ["de"]}})
-    transcribe_files(Wish((save(tmp_path / "a.wav", "the fox"[:3]),), "srt"), loaded(ScriptedBackend()), options)
-    out = capsys.readouterr().out
-    assert "dethe" in out and "\nthe" not in out
+def test_text_beside_the_files_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "talks" / "may").mkdir(parents=True)
+    save(tmp_path / "talks" / "a.wav", "the quick fox")
+    save(tmp_path / "talks" / "may" / "b.flac", "we met")
+    (tmp_path / "talks" / "c.mp3").write_text("no sound")
+    wish = Wish((tmp_path / "talks",), "txt", beside=True)
+    assert transcribe(wish) == 1, "one is broken, the others are done"
+    out, err = capsys.readouterr()
+    assert out == "" and "c.mp3: " in err and err.count("\n") == 1
+    texts = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.txt")}
+    assert texts == {"talks/a.txt": "the quick fox\n", "talks/may/b.txt": "we met\n"}
+
+
+def test_text_that_is_there_already_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = (save(tmp_path / "a.wav", "the quick fox"), save(tmp_path / "b.wav", "we met"))
+    (tmp_path / "a.txt").write_text("by hand")
+    assert transcribe(Wish(files, "txt", beside=True)) == 1
+    assert "a.txt is there already; add --overwrite" in capsys.readouterr().err
+    assert [(tmp_path / name).read_text() for name in ("a.txt", "b.txt")] == ["by hand", "we met\n"]
+    assert transcribe(Wish(files, "txt", beside=True, overwrite=True)) == 0
+    assert (tmp_path / "a.txt").read_text() == "the quick fox\n"
+
+
+def test_a_file_that_is_cut_off_keeps_what_was_heard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "a.wav", "the quick fox jumps over a")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert transcribe(Wish((path,), "srt", out=tmp_path)) == 1
+    err = capsys.readouterr().err
+    assert "a.wav: broken after 1.70 s, expected 3.40 s (the file is cut off)" in err
+    assert "the quick fox jumps" in (tmp_path / "a.srt").read_text()
+
+
+def test_captions_in_two_languages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "a.wav", "the quick")
+    two = Options.model_validate({"session": {"targets": ["de", "fr"]}})
+    transcribe(Wish((path,), "srt"), two)
+    assert capsys.readouterr().out.splitlines()[2:5] == ["the quick", "dethe dequick", "frthe frquick"]
+    transcribe(Wish((path,), "vtt", only_translation=True), two)
+    assert capsys.readouterr().out.splitlines()[3:5] == ["dethe dequick", "frthe frquick"]
+    transcribe(Wish((path,), "txt", only_translation=True), two)
+    assert capsys.readouterr().out == "[de] dethe dequick\n[fr] frthe frquick\n"
+
+
+def test_a_translation_that_the_model_lacks_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.wav", "the quick")
+    with pytest.raises(TaskError, match="'xx'.*de, es, fr"):
+        transcribe(Wish((path,), "srt", out=tmp_path / "out"), Options.model_validate({"session": {"targets": ["xx"]}}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_flushes_what_was_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,24 +142,24 @@ def test_ctrl_c_flushes_what_was_heard(tmp_path: Path, monkeypatch: pytest.Monke
             yield block
 
     monkeypatch.setattr("dragoman.clients.transcribe.paced", interrupted)
-    assert transcribe_files(Wish((path,), "txt", realtime=True), loaded(ScriptedBackend()), OPTIONS) == 130
+    assert transcribe(Wish((path,), "txt", realtime=True)) == 130
     assert capsys.readouterr().out == "the quick brown\n"
 
 
 def test_stats_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    transcribe_files(Wish((save(tmp_path / "a.wav", "we met"),), "txt", stats=True), loaded(ScriptedBackend()), OPTIONS)
+    transcribe(Wish((save(tmp_path / "a.wav", "we met"),), "txt", stats=True))
     out, err = capsys.readouterr()
     assert out == "we met\n" and "real-time factor" in err
 
 
 def test_wishes_that_cannot_be_fulfilled() -> None:
-    two = Options.model_validate({"session": {"targets": ["de", "fr"]}})
-    with pytest.raises(ConfigError, match="captions are in one language, got --to de,fr"):
-        check(Wish((Path("a"),), "srt"), two)
+    one = Options.model_validate({"session": {"targets": ["de"]}})
     with pytest.raises(ConfigError, match="2 files would become one vtt file"):
-        check(Wish((Path("a"), Path("b")), "vtt"), OPTIONS)
-    check(Wish((Path("a"), Path("b")), "vtt", output=Path("c")), OPTIONS)
-    check(Wish((Path("a"), Path("b")), "txt"), two)
+        check(Wish((Path("a"), Path("b")), "vtt", out=Path("-")), OPTIONS)
+    with pytest.raises(ConfigError, match="expected --to CODE"):
+        check(Wish((Path("a"),), "srt", only_translation=True), OPTIONS)
+    with pytest.raises(ConfigError, match="with json output, expected --srt, --vtt or --txt"):
+        check(Wish((Path("a"),), "json", only_translation=True), one)
 
 
 def test_the_bar_is_for_people_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,3 +172,24 @@ def test_the_bar_is_for_people_only(monkeypatch: pytest.MonkeyPatch) -> None:
         with progress_bar("folder/talk.flac", 10.0, wanted=wanted) as advance:
             advance(10.0)
         assert ("talk.flac" in err.getvalue()) == draws
+        assert "files" not in err.getvalue(), "a single file needs no second bar"
+
+
+def test_the_bar_of_all_files_goes_on_within_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.progress import Progress
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown: list[Progress] = []
+    monkeypatch.setattr(Progress, "__enter__", lambda self: shown.append(self) or self)
+    monkeypatch.setattr(Progress, "__exit__", lambda self, *error: None)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress_bars(4, wanted=True) as begin:
+        begin("a.wav", 10.0)(10.0)
+        begin("b.wav", 10.0)(5.0)
+        begin("c.webm", None)(7.0)
+        whole, current = shown[0].tasks
+        assert (whole.description, whole.completed, whole.total) == ("all 4 files", 2.0, 4)
+        assert (current.description, current.completed, current.total) == ("c.webm", 7.0, None)

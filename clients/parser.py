@@ -1,0 +1,194 @@
+"""The flags of every command. Nothing but argparse is imported, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_EXAMPLES = """\
+examples:
+  dragoman transcribe talk.flac                  live text on a terminal, plain lines into a pipe
+  dragoman transcribe talk.flac --srt > talk.srt
+  dragoman transcribe talks film.mp4 --vtt       a folder and a film: captions beside each file
+  dragoman transcribe a.wav b.mp3 --json --out - one event a line, with word times
+  dragoman transcribe talk.flac --to de --srt    with a German translation below each caption
+  dragoman listen                                live captions from the microphone; Ctrl-C ends
+  dragoman serve                                 a page with live captions on http://localhost:8000, sockets below it
+  dragoman connect localhost:8000 talk.flac      the same words from a server
+  dragoman bench CLIPS                           word errors, delays, flicker and cost on this machine
+
+Nothing is sent anywhere but to the server that you name: the model runs on your own machine.
+"""
+
+# Options that have a flag of their own, by dotted key; any other is reached by --set.
+FLAGS = {
+    "session.language": "--language",
+    "session.targets": "--to",
+    "session.block_ms": "--block-ms",
+    "session.vad.kind": "--vad",
+    "model.name": "--model",
+    "model.runtime": "--runtime",
+    "model.threads": "--threads",
+    "server.host": "--host",
+    "server.port": "--port",
+    "server.max_sessions": "--max-sessions",
+    "server.allow_hosts": "--allow-host",
+    "server.allow_origins": "--allow-origin",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dragoman",
+        description="Live captions, transcripts and translations from one speech language model on your own machine.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, help="show the version and end")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    transcribe = commands.add_parser(
+        "transcribe",
+        help="write down what is said in files",
+        description="Sound and video → text. Several files: one text file beside each.",
+    )
+    transcribe.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files of sound or video, and folders that hold some")
+    transcribe.add_argument("--realtime", action="store_true", help="go no faster than the audio, as a microphone would")
+    into = "write the text files into FOLDER instead; -: everything to standard output"
+    transcribe.add_argument("--out", "--output", type=Path, metavar="FOLDER", help=into)
+    transcribe.add_argument("--overwrite", action="store_true", help="replace text files that are there already")
+    transcribe.add_argument("--only-translation", action="store_true", help="with --to: leave out what is said")
+    _common(transcribe)
+
+    live = commands.add_parser("listen", help="live captions from the microphone", description="Microphone → text, until Ctrl-C.")
+    _devices(live)
+    _common(live)
+
+    _server_parsers(commands)
+    about = "Input devices; * marks the default, (loopback) what plays on this machine."
+    commands.add_parser("devices", help="list the microphones", description=about)
+    commands.add_parser("options", help="list every option", description="All options as a table: flags, variables, defaults.")
+
+    _bench_parser(commands)
+    train = commands.add_parser(
+        "train", help="train or fine-tune a small model", description="One run from one YAML file; see docs/training.md."
+    )
+    steps = ("train", "prepare", "plot")
+    train.add_argument(
+        "what", nargs="?", choices=steps, default="train", help="prepare: only decode audio and make targets; plot: draw the curve"
+    )
+    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
+    _export_parser(commands)
+    return parser
+
+
+def _server_parsers(commands: Any) -> None:
+    server = commands.add_parser(
+        "serve", help="live captions for browsers and programs", description="A web page, sockets and a REST endpoint on one model."
+    )
+    server.add_argument("--host", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this machine only; 0.0.0.0: the network)")
+    server.add_argument("--port", type=int, metavar="N", help="default: 8000; 0: any free one")
+    server.add_argument("--max-sessions", type=int, metavar="N", help="sessions at once (default: 8)")
+    server.add_argument("--allow-host", action="append", metavar="NAME", help="a name under which the server is reached")
+    server.add_argument("--allow-origin", action="append", metavar="ORIGIN", help="another site whose pages may use it")
+    _task(server)
+    _running(server)
+
+    client = commands.add_parser(
+        "connect", help="captions from a server", description="A file, or else the microphone, through a server → text."
+    )
+    client.add_argument("url", metavar="URL", help="the server, e.g. localhost:8000")
+    client.add_argument("file", nargs="?", type=Path, metavar="FILE", help="an audio file (default: the microphone)")
+    client.add_argument("--realtime", action="store_true", help="send no faster than the audio, as a microphone would")
+    _devices(client)
+    _forms(client)
+    _task(client)
+
+
+def _bench_parser(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench", help="measure words, delays and cost on this machine", description="Clips with transcripts → figures; see docs/bench.md."
+    )
+    bench.add_argument("clips", type=Path, metavar="CLIPS", help="a folder of sound files with a .txt beside each, or a store")
+    bench.add_argument("--split", metavar="NAME", help="of a store: which clips, e.g. dev-clean")
+    bench.add_argument("--blocks", default="320,640,960", metavar="N,N", help="block sizes in ms (default: %(default)s)")
+    bench.add_argument("--talk-seconds", type=float, default=120.0, metavar="S", help="clips are joined up to so long (default: 120)")
+    bench.add_argument("--limit", type=int, metavar="N", help="only the first clips")
+    bench.add_argument("--seed", type=int, default=0, metavar="N", help="of the pauses between clips (default: 0)")
+    bench.add_argument("--long", type=int, metavar="MINUTES", help="then one stream of so many minutes: memory and CPU for each")
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="write bench.json, bench.txt and bench.png into FOLDER")
+    _running(bench)
+    bench.set_defaults(to=[], language=None, block_ms=None)
+
+
+def _export_parser(commands: Any) -> None:
+    export = commands.add_parser(
+        "export", help="write a model for ONNX Runtime", description="A checkpoint folder → graphs that run without torch."
+    )
+    export.add_argument("folder", type=Path, metavar="MODEL", help="config.json, tokenizer.json and safetensors")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, or MODEL itself: it gets an onnx/")
+    export.add_argument("--precision", choices=("fp32", "int8", "int4"), default="int8", help="of the weights (default: %(default)s)")
+    export.add_argument("--assistant", type=Path, metavar="FOLDER", help="its MTP drafter (default: MODEL/assistant)")
+
+
+def _devices(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--device", type=int, metavar="N", help="an input device by its number in 'dragoman devices'")
+    which.add_argument("--loopback", action="store_true", help="what plays on this machine (a call, a film) instead of a microphone")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    _forms(parser)
+    _task(parser)
+    _running(parser)
+    parser.add_argument("--stats", action="store_true", help="speed, drafts and guards on standard error at the end")
+
+
+def _forms(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_argument_group(
+        "output (default: live text on a terminal, else one line for each segment)"
+    ).add_mutually_exclusive_group()
+    for name, what in (
+        ("json", "one event a line"),
+        ("srt", "SubRip captions"),
+        ("vtt", "WebVTT captions"),
+        ("txt", "one line for each segment"),
+    ):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=what)
+
+
+def _task(parser: argparse.ArgumentParser) -> None:
+    task = parser.add_argument_group("task")
+    task.add_argument("--language", metavar="CODE", help="language spoken (default: en)")
+    task.add_argument("--to", action="append", default=[], metavar="CODE[,CODE]", help="translate into, e.g. de or de,fr")
+    task.add_argument("--block-ms", type=int, metavar="N", help="audio between two hypotheses (default: 640; 320 quick, 960 calm)")
+
+
+def _running(parser: argparse.ArgumentParser) -> None:
+    running = parser.add_argument_group("running")
+    running.add_argument("--model", metavar="NAME", help="'small' (default, in the package) or a checkpoint folder")
+    running.add_argument("--runtime", choices=("onnx", "torch"), help="default: ONNX Runtime where the model has exported graphs")
+    running.add_argument("--vad", choices=("webrtc", "silero"), help="voice detector (default: silero)")
+    running.add_argument("--threads", type=int, metavar="N", help="threads of the model (default: the runtime decides)")
+    running.add_argument("--config", type=Path, metavar="FILE", help="YAML file with options; variables and flags win over it")
+    running.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any option, e.g. session.vad.threshold=0.5")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked: reading package metadata takes longer than parsing."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("dragoman")
+        except PackageNotFoundError:
+            found = "(not installed)"
+        sys.stdout.write(f"dragoman {found}\n")
+        parser.exit()
