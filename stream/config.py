@@ -261,9 +261,10 @@ def _keys(place: tuple[str | int, ...]) -> list[str]:
 def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
     for name in sections:
-        raw = raw.setdefault(name, {})
-        if not isinstance(raw, dict):  # of a file; the check of the whole tells what is wrong with it
+        inner: Any = raw.setdefault(name, {})
+        if not isinstance(inner, dict):  # of a file; the check of the whole tells what is wrong with it
             return
+        raw = cast(dict[str, Any], inner)
     raw[key] = value
 
 

@@ -32,8 +32,8 @@ class MediaSource:
         self._av: Any = av
         try:
             options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-            self._container: Any = av.open(f"file:{path}", options=options)
-        except av.FFmpegError as error:
+            self._container: Any = self._av.open(f"file:{path}", options=options)
+        except self._av.FFmpegError as error:
             raise AudioFormatError(f"{path}: {error.strerror}") from error
         track: Any = self._container.streams.best("audio")
         if track is None or not track.rate:

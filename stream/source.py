@@ -52,6 +52,8 @@ class FileSource:
             self._file = soundfile.SoundFile(str(path))
         except soundfile.LibsndfileError as error:
             reason = error.error_string.rstrip(".")
+            if "does not exist" in reason:  # what it says of an MP3 that is none
+                reason = "Format not recognised"
             raise _NotOurs(f"{path}: {reason}; expected WAV, FLAC, Ogg (Vorbis, Opus) or MP3") from error
         if not self._file.frames:
             self._file.close()

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from dragoman.clients import remote as remote_module
 from dragoman.clients.remote import Outbox, Remote, socket_url
-from dragoman.model.errors import AudioFormatError, ConfigError, DragomanError, OverloadedError, ProtocolError, TaskError
+from dragoman.model.errors import AudioFormatError, ConfigError, DeviceError, DragomanError, OverloadedError, ProtocolError, TaskError
 from dragoman.stream.events import Dropped, Event, Final, Translation
 from dragoman.stream.server import Server, listen_on, make_app
 from hypothesis import given
@@ -267,17 +267,18 @@ def test_connect_shows_what_transcribe_would(tmp_path: Path, capsys: pytest.Capt
     assert err == "dragoman: this model does not translate into 'xx'; it knows de, es, fr\n"
 
 
-def test_connect_sends_the_microphone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("unplugged", [False, True])
+def test_connect_sends_the_microphone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], unplugged: bool) -> None:
     from dragoman.clients import connect
     from dragoman.clients.microphone import Device, Heard
 
     class Fake:
-        """Speaks two words, loses half a second, speaks two more."""
+        """Speaks two words, loses half a second, speaks two more, and may be unplugged."""
 
         device = Device(0, "a fake", 1, 16_000, True)
         sample_rate, channels = 16_000, 1
 
-        def __init__(self, device: int | None) -> None: ...
+        def __init__(self, device: int | None, *, loopback: bool) -> None: ...
 
         def __enter__(self) -> Fake:
             return self
@@ -292,6 +293,8 @@ def test_connect_sends_the_microphone(monkeypatch: pytest.MonkeyPatch, capsys: p
                 for block in np.array_split(samples, 10):
                     yield Heard(block, lost_samples)
                     lost_samples = 0
+            if unplugged:
+                raise DeviceError("a fake stopped: unplugged?")
 
     monkeypatch.setattr(connect, "Microphone", Fake)
 
@@ -299,7 +302,11 @@ def test_connect_sends_the_microphone(monkeypatch: pytest.MonkeyPatch, capsys: p
         async with serving(make_engine()) as live:
             return await asyncio.to_thread(connect.connect, connect.Wanted(live.http, targets=["de"]), "json")
 
-    assert run(test()) == 0
+    if unplugged:
+        with pytest.raises(DeviceError, match="unplugged"):
+            run(test())
+    else:
+        assert run(test()) == 0
     out, err = capsys.readouterr()
     assert '"dropped"' in out and out.count('"translation"') == 2 and "listening to a fake" in err
 

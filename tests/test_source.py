@@ -41,13 +41,16 @@ def test_opus(tmp_path: Path) -> None:
 def test_files_that_are_no_audio(tmp_path: Path) -> None:
     text = tmp_path / "notes.wav"
     text.write_text("not audio")
+    song = tmp_path / "notes.mp3"
+    song.write_text("not audio")
     empty = tmp_path / "empty.wav"
     soundfile.write(str(empty), np.zeros(0, np.float32), 16_000)
     for path, says in (
         (tmp_path / "nowhere.wav", "does not exist"),
         (tmp_path, "is a folder"),
         (Path("/dev/null"), "is a pipe or a device"),
-        (text, "expected WAV, FLAC"),
+        (text, "Format not recognised; expected WAV, FLAC"),
+        (song, "Format not recognised; expected WAV, FLAC"),
         (empty, "holds 0 samples"),
     ):
         with pytest.raises(AudioFormatError, match=says):
