@@ -117,10 +117,11 @@ def ids_to_embed(ids: Ids, config: ModelConfig) -> Ids:
     """[n ≥ 1] ids → the rows of the table to look up. Placeholders of audio and images count as padding, as the reference does
     (spec 1.4). Raises BackendError for ids outside the vocabulary."""
     special, size = config.special, config.backbone.vocab_size
-    wrong = [int(token) for token in ids if not 0 <= token < size]
-    if len(ids) == 0 or wrong:
+    if len(ids) == 0 or ids.min() < 0 or ids.max() >= size:
+        wrong = [int(token) for token in ids if not 0 <= token < size]
         raise BackendError(f"expected at least one token id in 0 .. {size - 1}, got {wrong or 'none'}")
-    return np.where(np.isin(ids, (special.image, special.audio, special.video)), special.pad, ids).astype(np.int64)
+    placeholder = (ids == special.image) | (ids == special.audio) | (ids == special.video)
+    return np.where(placeholder, special.pad, ids).astype(np.int64)
 
 
 def check_apart(caches: Sequence[Cache]) -> None:

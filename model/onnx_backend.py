@@ -186,14 +186,16 @@ class OnnxBackend:
     def _mask(self, kind: str, store: Store, first: int, count: int, *, new: int = 0, both_ways: bool = False) -> Floats:
         """[g * count, S + new]: 0 where the query at first + i may look, LOWEST elsewhere; the new positions stand behind the slots."""
         text = self.config.backbone
-        seen: Mask = np.zeros((count, store.slots + new), dtype=np.bool_)
-        seen[:, : store.ring.slots_used] = store.ring.visible(first, count)
-        if new:
-            behind = np.arange(count)[:, None] - np.arange(count)
-            seen[:, store.slots :] = (both_ways | (behind >= 0)) & (behind < (store.ring.window or sys.maxsize))
-        mask = np.where(seen, np.float32(0), _LOWEST)
         heads = text.num_attention_heads // text.kv_heads(text.last_layer_of(kind))
-        return np.tile(mask, (heads, 1))
+        mask = np.full((heads, count, store.slots + new), _LOWEST, dtype=np.float32)
+        mask[:, :, : store.ring.slots_used] = np.where(store.ring.visible(first, count), np.float32(0), _LOWEST)
+        if new == 1:
+            mask[:, :, -1] = 0
+        elif new:
+            behind = np.arange(count)[:, None] - np.arange(count)
+            seen: Mask = (both_ways | (behind >= 0)) & (behind < (store.ring.window or sys.maxsize))
+            mask[:, :, store.slots :] = np.where(seen, np.float32(0), _LOWEST)
+        return mask.reshape(heads * count, -1)
 
 
 def _open(path: Path, threads: int) -> Any:
