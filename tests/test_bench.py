@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from dragoman.clients.bench import NEEDED, Plan, measure, write
 from dragoman.clients.bench_tables import ROWS
-from dragoman.clients.cli import _parser, main
+from dragoman.clients.cli import main
+from dragoman.clients.parser import make_parser
 from dragoman.model.backend import Floats
 from dragoman.stream.bench import Bench, BlockFigures, offline_errors, whole_minutes
 from dragoman.stream.config import Options, SessionOptions
@@ -265,4 +266,4 @@ def test_every_figure_of_the_table_is_defined() -> None:
 @pytest.mark.parametrize("line", re.findall(r"^dragoman .*$", DOCS, re.MULTILINE))
 def test_commands_of_the_page_are_understood(line: str) -> None:
     arguments = shlex.split(line, comments=True)[1:]
-    assert _parser().parse_args(arguments).command == arguments[0]
+    assert make_parser().parse_args(arguments).command == arguments[0]
