@@ -123,6 +123,7 @@ class ModelConfig:
     special: SpecialIds = field(default_factory=SpecialIds)
     prompt_format: str = "gemma4"  # "gemma4": turns and instructions; "tokens": one task token (the small default)
     longest_segment_s: float = 12.0  # beyond it a segment is ended and a new trunk begins
+    hearing_delay_ms: int = 0  # how long after a sound the model was taught to know it; word times are earlier by this much
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -140,8 +141,10 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
     """A parsed ``config.json`` (nested as transformers writes it, plus our optional ``dragoman`` section) → ModelConfig."""
     audio_raw, vision_raw = _section(raw, "audio_config"), raw.get("vision_config")
     own = dict(_section(raw, "dragoman"))
-    _only_known(own, {"prompt_format", "longest_segment_s", "stop"}, "dragoman")
-    stop = own.pop("stop", None)
+    _only_known(own, {"prompt_format", "longest_segment_s", "stop", "hearing_delay_ms"}, "dragoman")
+    stop, delay_ms = own.pop("stop", None), own.get("hearing_delay_ms", 0)
+    if not isinstance(delay_ms, int) or not 0 <= delay_ms <= 5000:
+        raise ConfigError(f"hearing_delay_ms is {delay_ms!r} in section 'dragoman', expected whole ms from 0 to 5000")
     return ModelConfig(
         backbone=_backbone(_need(raw, "text_config")),
         audio=AudioConfig(

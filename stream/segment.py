@@ -37,6 +37,7 @@ class Segment:
         self.cache, self.transcript, self.first_frame = cache, transcript, first_frame
         self.waiting: list[Floats] = []  # frames [frame_samples], not yet in the trunk
         self.heard_frames = 0  # in the trunk, padding left out
+        self.padded_frames = 0  # of silence behind them
         self.looped = False
         self._prompts, self._task, self._guards, self._stats = prompts, task, guards, stats
         self._max_draft = max_draft
@@ -69,6 +70,7 @@ class Segment:
         """Append silence that takes no stream time: a model that hears with a delay needs it before its last hypothesis."""
         if frames > 0:
             yield Listen(self.cache, np.zeros((frames, frame_samples), np.float32))
+            self.padded_frames += frames
 
     def guess(self, *, audio_s: float, heard_ms: int, word_is_over: bool) -> Job[int]:
         """One fork: a new hypothesis, its agreed part committed. ``audio_s``: length of the segment so far; ``heard_ms``: where the speech

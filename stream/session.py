@@ -64,6 +64,7 @@ class Session:
         self._block_frames = max(1, round(self.options.block_ms / self._frame_ms))
         self._trailing_frames = round(self.options.endpoint.trailing_ms / self._frame_ms)
         self._cut_frames = round(_CUT_MS / self._frame_ms)
+        self._delay_frames = round(loaded.backend.spec.config.hearing_delay_ms / self._frame_ms)
         self._clock = clock
         # Parts, one of each for this stream
         config = loaded.backend.spec.config
@@ -286,7 +287,8 @@ class Session:
 
     def _guess(self, segment: Segment) -> Job[int]:
         endpointer = self._endpointer
-        heard_ms = min(self._ms(min(endpointer.last_speech_frame + 1, segment.heard_frame)), self._pcm.received_ms)
+        known_frame = segment.heard_frame + segment.padded_frames - self._delay_frames  # a word is known later than it is heard
+        heard_ms = min(self._ms(min(endpointer.last_speech_frame + 1, known_frame)), self._pcm.received_ms)
         word_is_over = endpointer.silent_frames >= self._trailing_frames
         audio_s = segment.heard_frames * self._frame_ms / 1000
         first = yield from segment.guess(audio_s=audio_s, heard_ms=heard_ms, word_is_over=word_is_over)

@@ -75,6 +75,10 @@ def test_a_missing_key_is_named_with_the_nearest_one() -> None:
 def test_our_own_section_is_read_and_checked() -> None:
     own = read(dragoman={"prompt_format": "tokens", "longest_segment_s": 20.0, "stop": [7]})
     assert (own.prompt_format, own.longest_segment_s, own.special.stop) == ("tokens", 20.0, (7,))
+    assert (own.hearing_delay_ms, read(dragoman={"hearing_delay_ms": 240}).hearing_delay_ms) == (0, 240)
+    for wrong in (-1, 2.5, "240", 9000):
+        with pytest.raises(ConfigError, match=f"hearing_delay_ms is {wrong!r} .* expected whole ms from 0 to 5000"):
+            read(dragoman={"hearing_delay_ms": wrong})
     with pytest.raises(ConfigError, match="unknown key 'promt_format' in section 'dragoman'; did you mean 'prompt_format'"):
         read(dragoman={"promt_format": "tokens"})
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from ..checkpoint import build_model, save_checkpoint
-from ..config import BackboneConfig, ModelConfig, model_config_from_mapping
+from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, model_config_from_mapping
 from . import text
+from .batches import FRAME, BatchOptions
 
 
 def small_config(raw: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +61,12 @@ def small_config(raw: dict[str, Any]) -> dict[str, Any]:
         "boa_token_id": ids["<|audio>"],
         "eoa_token_index": ids["<audio|>"],
         "tie_word_embeddings": True,
-        "dragoman": {"prompt_format": "tokens", "longest_segment_s": 12.0, "stop": [text.END]},
+        "dragoman": {
+            "prompt_format": "tokens",
+            "longest_segment_s": 12.0,
+            "stop": [text.END],
+            "hearing_delay_ms": BatchOptions().delay_frames * FRAME * 1000 // SAMPLE_RATE,
+        },
     }
 
 
