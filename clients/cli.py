@@ -129,7 +129,7 @@ def _train(args: argparse.Namespace) -> int:
     except ImportError as error:
         sys.stderr.write(f'dragoman: training needs more packages ({error}): pip install "dragoman[train]"\n')
         return 1
-    run.main([args.what, "--config", str(args.config)])
+    run.main([args.what, "--config", str(args.config), "--part", str(args.part), "--parts", str(args.parts)])
     return 0
 
 

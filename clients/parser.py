@@ -76,11 +76,14 @@ def make_parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="train or fine-tune a small model", description="One run from one YAML file; see docs/training.md."
     )
-    steps = ("train", "prepare", "plot")
-    train.add_argument(
-        "what", nargs="?", choices=steps, default="train", help="prepare: only decode audio and make targets; plot: draw the curve"
-    )
+    steps = ("train", "prepare", "label", "plot")
+    what = "prepare: only decode audio and make targets; label: only transcribe with the teachers; plot: draw the curve"
+    train.add_argument("what", nargs="?", choices=steps, default="train", help=what)
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
+    train.add_argument(
+        "--part", type=int, default=0, metavar="I", help="label: which share of the clips, from 0; one process for each core"
+    )
+    train.add_argument("--parts", type=int, default=1, metavar="N", help="label: how many shares")
     _export_parser(commands)
     return parser
 

@@ -1,7 +1,7 @@
 """Read access to a folder of decoded speech, by memory map; :mod:`.training.store` makes one.
 
 A store is ``audio.i16`` (all clips end to end, 16 kHz mono int16), ``clips.tsv`` (one row a clip) and perhaps ``words.tsv`` (when each
-word was said, found by :mod:`.training.align`).
+word was said, found by :mod:`.training.align`) and ``labels-<part>.tsv`` (transcripts by :mod:`.training.labels`).
 """
 
 from __future__ import annotations
@@ -75,3 +75,29 @@ def read_letter_frames(folder: Path) -> dict[str, list[int]]:
         return {}
     rows = (line.split("\t") for line in path.read_text().splitlines())
     return {row[0]: [int(frame) for frame in row[2].split()] for row in rows if len(row) > 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What recognisers made of one clip: a row of ``labels-<part>.tsv``."""
+
+    clip_id: str
+    kind: str  # "pseudo": they agree; "restored": an upper-case transcript, written as they write; "refused": no text
+    text: str
+    mutual_error: float  # word errors for each word: between the two, or between the transcript and the first
+    moonshine: str
+    whisper: str  # "" where it was not asked
+
+    def line(self) -> str:
+        texts = (" ".join(words.split()) for words in (self.moonshine, self.whisper))
+        return "\t".join((self.clip_id, self.kind, self.text, f"{self.mutual_error:.3f}", *texts)) + "\n"
+
+
+def read_labels(folder: Path) -> dict[str, Label]:
+    """All ``labels-<part>.tsv`` of a store → {clip id: label}. A row that a killed run left unfinished is passed over."""
+    found: dict[str, Label] = {}
+    for path in sorted(folder.glob("labels-*.tsv")):
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        for clip_id, kind, text, error, moonshine, whisper in (line.split("\t") for line in lines):
+            found[clip_id] = Label(clip_id, kind, text, float(error), moonshine, whisper)
+    return found

@@ -10,6 +10,7 @@ Written into a store's folder: ``characters-0.i8`` and ``.tsv`` (one class for e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -167,10 +168,17 @@ def align(probe: FeatureProbe, speech: Speech, folders: Sequence[Path]) -> int:
             moments = f"{_frames(word_ends(last, sentence.split()))}\t{_frames(letters)}"
             found[which].append((clip.id, spread_characters(last, targets[i], rows), moments))
     for folder, rows in zip(folders, found, strict=True):
-        (folder / "characters-0.i8").write_bytes(b"".join(classes.tobytes() for _, classes, _ in rows))
-        (folder / "characters-0.tsv").write_text("".join(f"{name}\t{len(classes)}\n" for name, classes, _ in rows))
-        (folder / "words.tsv").write_text("".join(f"{name}\t{moments}\n" for name, _, moments in rows))
+        _replace(folder / "characters-0.i8", b"".join(classes.tobytes() for _, classes, _ in rows))
+        _replace(folder / "characters-0.tsv", "".join(f"{name}\t{len(classes)}\n" for name, classes, _ in rows).encode())
+        _replace(folder / "words.tsv", "".join(f"{name}\t{moments}\n" for name, _, moments in rows).encode())
     return sum(len(rows) for rows in found)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """By rename: a run that has the old file mapped goes on with it."""
+    part = path.with_name(f"part.{path.name}")
+    part.write_bytes(data)
+    os.replace(part, path)
 
 
 def _frames(rows: Sequence[int]) -> str:

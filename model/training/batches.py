@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..store import Clip, Store, read_letter_frames, read_word_ends
+from ..config import SAMPLE_RATE
+from ..store import Clip, Store, read_labels, read_letter_frames, read_word_ends
 from . import augment, text
 from .augment import AugmentOptions
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH, FeatureTable
 
 FRAME = 640
 IGNORE = -100
+SHORTEST_SAMPLES, LONGEST_SAMPLES = 4096, int(17.4 * SAMPLE_RATE)  # of the clips that are used
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,20 @@ class Batch:
 
 
 class Speech:
-    """All stores of a run: clips with a transcript, clips without, noise and rooms."""
+    """All stores of a run: clips with a transcript, clips without, noise and rooms.
 
-    def __init__(self, folders: Sequence[tuple[Path, float]], case: text.TrueCaser | None, *, split: str = "train") -> None:
+    ``labels``: for each store None, or how much a second of speech with the teachers' text (:mod:`.labels`) counts beside a second of
+    transcribed speech; then upper-case transcripts are taken as the teachers write them, too.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[tuple[Path, float]],
+        case: text.TrueCaser | None,
+        *,
+        split: str = "train",
+        labels: Sequence[float | None] | None = None,
+    ) -> None:
         self.stores = [Store(folder) for folder, _ in folders]
         self.tables = [FeatureTable(folder) for folder, _ in folders]
         self.characters = [FeatureTable(folder, "characters", np.int8, 1) for folder, _ in folders]
@@ -75,12 +88,18 @@ class Speech:
         self.noise: list[tuple[int, Clip]] = []
         rooms: list[tuple[int, Clip]] = []
         weights: list[float] = []
-        for i, (store, (_, weight)) in enumerate(zip(self.stores, folders, strict=True)):
+        for i, (store, (folder, weight)) in enumerate(zip(self.stores, folders, strict=True)):
+            pseudo = labels[i] if labels is not None else None
+            known = {} if pseudo is None else {row.clip_id: row for row in read_labels(folder).values() if row.text}
             for clip in store.clips:
-                if clip.split == split and clip.text and 4096 <= clip.samples <= 17.4 * 16_000:
-                    self.labelled.append((i, clip, case(clip.text) if case else clip.text))
+                usable, label = SHORTEST_SAMPLES <= clip.samples <= LONGEST_SAMPLES, known.get(clip.id)
+                if clip.split == split and clip.text and usable:
+                    self.labelled.append((i, clip, label.text if label else case(clip.text) if case else clip.text))
                     weights.append(weight * min(clip.seconds, 12.0))
-                elif clip.split == "unlabelled" and 4096 <= clip.samples <= 17.4 * 16_000:
+                elif clip.split == "unlabelled" and usable and pseudo and label:
+                    self.labelled.append((i, clip, label.text))
+                    weights.append(weight * pseudo * min(clip.seconds, 12.0))
+                elif clip.split == "unlabelled" and usable:
                     self.unlabelled.append((i, clip, ""))
                 elif clip.split == "noise":
                     self.noise.append((i, clip))

@@ -1,6 +1,7 @@
 """``dragoman train``: one run from one YAML file.
 
     python -m dragoman.model.training.run prepare --config run.yaml     # decode corpora, teacher's features, tokenizer
+    python -m dragoman.model.training.run label --config run.yaml       # only the teachers' texts, if the stores want them
     python -m dragoman.model.training.run train --config run.yaml      # goes on where the last run stopped
     python -m dragoman.model.training.run plot --config run.yaml       # curve.png in the run's folder, also while it goes on
 
@@ -31,6 +32,7 @@ from ..store import Store
 from . import text
 from .align import align, train_probe
 from .batches import Batches, BatchOptions, Speech
+from .labels import write_labels
 from .package import config_of
 from .plot import plot, read_log
 from .probe import Probe
@@ -51,6 +53,7 @@ class StoreOptions:
     shards: str | None = None  # folder of tar shards with a manifest.tsv
     audio: str | None = None  # folder of sound files with a .txt beside each
     features: bool = True  # regress the teacher's features on it
+    labels: float | None = None  # take the teachers' texts (labels.py), for clips without a transcript at this share of ``weight``
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ def prepare(options: RunOptions) -> None:
                 raise ConfigError(f"the store {folder} does not exist, and neither 'shards' nor 'audio' says what to make it from")
         if store.features:
             write_features(folder)
+    label(options)
     _align(options)
     run = _path(options.folder)
     if not (run / "tokenizer.json").exists():
@@ -136,14 +140,27 @@ def prepare(options: RunOptions) -> None:
             text.train_tokenizer(_texts(options), run / "tokenizer.json", vocab_size=options.sizes.vocab_size)
 
 
+def label(options: RunOptions, part: int = 0, parts: int = 1) -> None:
+    """The teachers' texts for every store that asks for them."""
+    wanted = [_path(store.folder) for store in options.stores if store.labels is not None]
+    for folder in wanted:
+        write_labels(folder, _case(options.sentences) or text.TrueCaser(()), part, parts)
+
+
 def _align(options: RunOptions) -> None:
-    """Characters and word times of all transcribed clips, once the teacher's features are there."""
-    folders = [_path(store.folder) for store in options.stores if store.features]
-    if not folders or all((folder / "words.tsv").exists() for folder in folders):
+    """Characters and word times of all transcribed clips, once the teacher's features are there; again when there are new labels."""
+    stores = [(_path(store.folder), store.labels) for store in options.stores if store.features]
+    if all(_aligned(folder, labels is not None) for folder, labels in stores):
         return
-    case = _case(options.sentences)
-    speech = Speech([(folder, 1.0) for folder in folders], case)
+    folders = [folder for folder, _ in stores]
+    speech = Speech([(folder, 1.0) for folder in folders], _case(options.sentences), labels=[labels for _, labels in stores])
     align(train_probe(speech), speech, folders)
+
+
+def _aligned(folder: Path, labels: bool) -> bool:
+    words = folder / "words.tsv"
+    used = folder.glob("labels-*.tsv") if labels else ()
+    return words.exists() and all(path.stat().st_mtime <= words.stat().st_mtime for path in used)
 
 
 @cache
@@ -181,7 +198,8 @@ def build_trainer(options: RunOptions) -> Trainer:
         student.backbone.load_state_dict(given.backbone.state_dict())
         student.projector.load_state_dict(given.projector.state_dict())
     case = _case(options.sentences)
-    speech = Speech([(_path(store.folder), store.weight) for store in options.stores], case)
+    labels = [store.labels for store in options.stores]
+    speech = Speech([(_path(store.folder), store.weight) for store in options.stores], case, labels=labels)
     tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
     (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
     trainer = Trainer(student, Batches(speech, tokenizer, options.batches, options.train.seed), run, options.train)
@@ -204,14 +222,19 @@ def _path(name: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prepare", "train", "plot"))
+    parser.add_argument("what", choices=("prepare", "label", "train", "plot"))
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--part", type=int, default=0, help="label: which share of the clips, from 0")
+    parser.add_argument("--parts", type=int, default=1, help="label: how many shares")
     given = parser.parse_args(arguments)
     options = read_run(given.config)
     if given.what == "plot":
         run = _path(options.folder)
         plot({run.name: read_log(run)}, run / "curve.png")
         print(run / "curve.png")
+        return
+    if given.what == "label":
+        label(options, given.part, given.parts)
         return
     prepare(options)
     if given.what == "train":

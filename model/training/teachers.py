@@ -24,16 +24,22 @@ SPREAD = 0.566  # standard deviation of the teacher's output, used to bring the 
 LONGEST_SAMPLES = 20 * 16_000  # attention in the teacher is quadratic; longer clips are cut into pieces of this size
 
 
+def moonshine_assets() -> Path:
+    """The folder of Moonshine tiny's files. Raises ModuleNotFoundError or FileNotFoundError that says what to install."""
+    spec = importlib.util.find_spec("moonshine_voice")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("the teacher needs the package moonshine-voice: pip install 'dragoman[train]'")
+    path = Path(spec.origin).parent / "assets" / "tiny-en"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: only moonshine-voice 0.0.x carries it; pip install 'moonshine-voice<0.1'")
+    return path
+
+
 class MoonshineEncoder:
     """``__call__``: float32 [samples] at 16 kHz → float32 [rows, 288], one row for each 384 samples."""
 
     def __init__(self, threads: int = 1) -> None:
-        spec = importlib.util.find_spec("moonshine_voice")
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError("the teacher needs the package moonshine-voice: pip install 'dragoman[train]'")
-        path = Path(spec.origin).parent / "assets" / "tiny-en" / "encoder_model.ort"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: only moonshine-voice 0.0.x carries it; pip install 'moonshine-voice<0.1'")
+        path = moonshine_assets() / "encoder_model.ort"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
