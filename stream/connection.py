@@ -75,7 +75,7 @@ class Connection:
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
         self._leave(keep=True)
-        await self._close(None, 1001 if self._engine.draining_until_s is not None else 1000, "")
+        await self._close(1001 if self._engine.draining_until_s is not None else 1000)
 
     async def _receive(self, *, listening: bool = True) -> str | bytes:
         """One message. Raises WireError, or WebSocketDisconnect. ``listening``: silence is limited (not after the end of the audio)."""
@@ -83,7 +83,7 @@ class Connection:
             async with asyncio.timeout(self._idle_s if listening else None):
                 message: dict[str, Any] = dict(await self._socket.receive())
         except TimeoutError as error:
-            raise WireError("idle", f"nothing came for {self._idle_s:g} s, expected audio or keep_alive") from error
+            raise WireError("idle", f"nothing came for {self._idle_s:g} s, expected audio or another message") from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code") or 1005)
         text: str | None = message.get("text")
@@ -103,8 +103,9 @@ class Connection:
         else:
             self._engine.discard(stream)
 
-    async def _close(self, text: str | None, code: int, reason: str) -> None:
+    async def _close(self, code: int, reason: str = "", *texts: str) -> None:
+        """Close, with last messages before."""
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the client may have left already
-            if text is not None:
+            for text in texts:
                 await self._socket.send_text(text)
             await self._socket.close(code, reason)

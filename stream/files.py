@@ -1,4 +1,4 @@
-"""``POST /v1/audio/transcriptions``: a whole file in, its text out, in the shape of OpenAI's endpoint."""
+"""``POST /v1/audio/transcriptions`` and ``translations``: a whole file in, its text out, in the shape of OpenAI's endpoints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,11 +19,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from ..model.backend import Floats
 from ..model.errors import AudioFormatError
-from .captions import CueTimes, cut_cues, srt, vtt
+from ..model.prompt import Task
+from .captions import CueTimes, cut_cues, spread, srt, vtt
 from .config import SessionOptions
 from .engine import Engine
-from .events import Final, Partial
+from .events import Final, Partial, Translation
 from .live import Stream
 from .protocol import WireError, failure
 from .source import AudioSource, open_source
@@ -43,12 +45,22 @@ class Wish:
     options: SessionOptions
     words: bool  # word times in verbose_json
     live: bool  # stream=true: server-sent events as the text appears
+    target: str | None = None  # the language to translate into
 
 
 async def transcriptions(request: Request) -> Response:
-    """The endpoint. Every error has OpenAI's shape: {"error": {message, type, param, code}}."""
+    """Endpoint of ``/v1/audio/transcriptions``. Every error has OpenAI's shape: {"error": {message, type, param, code}}."""
+    return await _answered(request, translate=False)
+
+
+async def translations(request: Request) -> Response:
+    """Endpoint of ``/v1/audio/translations``; into English, unless the form has ``to_language`` (ours, and vLLM's)."""
+    return await _answered(request, translate=True)
+
+
+async def _answered(request: Request, *, translate: bool) -> Response:
     try:
-        return await _serve(request, request.app.state.engine)
+        return await _serve(request, request.app.state.engine, translate=translate)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody reads it
     except Exception as error:
@@ -66,13 +78,14 @@ def error_response(error: Exception) -> Response:
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
 
 
-async def _serve(request: Request, engine: Engine) -> Response:
+async def _serve(request: Request, engine: Engine, *, translate: bool) -> Response:
     engine.admit()  # before a large file is taken in for nothing
     folder = tempfile.TemporaryDirectory(prefix="dragoman-", ignore_cleanup_errors=True)
     try:
         bounded = Request(request.scope, _bounded(request.receive, engine.options.server.upload_mb))
         async with bounded.form(max_files=1, max_fields=32) as form:
-            wish = read_form(form, engine.options.session)
+            wish = read_form(form, engine.options.session, translate=translate)
+            engine.loaded.prompts.check(Task(wish.options.language, wish.options.targets, wish.options.glossary))
             source = await asyncio.to_thread(_store, wish.file, Path(folder.name) / "upload")
         stream = await engine.open(
             wish.options, sample_rate=source.sample_rate, channels=source.channels, encoding="float32", background=True
@@ -87,10 +100,11 @@ async def _serve(request: Request, engine: Engine) -> Response:
         finals = await job.whole(request)
     finally:
         await job.close()
-    return answer(wish.form, finals, language=wish.options.language, duration_s=stream.inbox.received_ms / 1000, words=wish.words)
+    duration_s = stream.inbox.received_ms / 1000
+    return answer(wish.form, finals, language=wish.options.language, duration_s=duration_s, words=wish.words, target=wish.target)
 
 
-def read_form(form: FormData, options: SessionOptions) -> Wish:
+def read_form(form: FormData, options: SessionOptions, *, translate: bool = False) -> Wish:
     """The fields we know; ``model``, ``prompt`` and ``temperature`` are taken and change nothing. Raises WireError."""
     file = form.get("file")
     if not isinstance(file, UploadFile):
@@ -101,14 +115,19 @@ def read_form(form: FormData, options: SessionOptions) -> Wish:
     live = str(form.get("stream") or "false").lower() in ("true", "1")
     if live and wanted not in ("json", "text"):
         raise WireError("bad_message", f"stream is true and response_format {wanted!r}, expected json or text")
-    language = form.get("language")
-    options = options.model_copy(update={"language": str(language)} if language else {})
-    words = "word" in form.getlist("timestamp_granularities[]")
-    return Wish(file, wanted, options, words, live)
+    if live and translate:
+        raise WireError("bad_message", "stream is true; a translation comes whole (the socket /v1/stream translates live)")
+    target = str(form.get("to_language") or "en") if translate else None
+    language = str(form.get("language") or options.language)
+    options = options.model_copy(update={"language": language, "targets": () if target is None else (target,)})
+    words = "word" in form.getlist("timestamp_granularities[]") and not translate  # a translation's words have no times
+    return Wish(file, wanted, options, words, live, target)
 
 
-def answer(form: Form, finals: list[Final], *, language: str, duration_s: float, words: bool = False) -> Response:
-    """The segments of a file → the response in the form that was asked for."""
+def answer(
+    form: Form, finals: list[Final], *, language: str, duration_s: float, words: bool = False, target: str | None = None
+) -> Response:
+    """The segments of a file → the response in the form that was asked for. ``target``: they are translations into it."""
     text = " ".join(final.text.strip() for final in finals if final.text.strip())
     if form == "json":
         return JSONResponse({"text": text})
@@ -116,14 +135,15 @@ def answer(form: Form, finals: list[Final], *, language: str, duration_s: float,
         return PlainTextResponse(text + "\n")
     if form in ("srt", "vtt"):
         return PlainTextResponse(_captions(form == "srt", finals))
-    said: dict[str, Any] = {"task": "transcribe", "language": language, "duration": duration_s, "text": text}
+    task = "transcribe" if target is None else "translate"
+    said: dict[str, Any] = {"task": task, "language": target or language, "duration": duration_s, "text": text}
     said["segments"] = [
         {
             "id": number,
             "start": final.start_ms / 1000,
             "end": final.end_ms / 1000,
             "text": final.text,
-            "avg_logprob": float(np.mean([word.logprob for word in final.words])) if final.words else 0.0,
+            **({} if target else {"avg_logprob": float(np.mean([word.logprob for word in final.words])) if final.words else 0.0}),
         }
         for number, final in enumerate(final for final in finals if final.text)
     ]
@@ -193,18 +213,37 @@ class _Job:
         await asyncio.to_thread(self._folder.cleanup)
 
     async def _finals(self) -> list[Final]:
-        return [item[1] async for item in self._stream.follow(self) if isinstance(item, tuple) and isinstance(item[1], Final)]
+        """The segments; where a translation was asked for, with its text in place of what was said."""
+        finals: list[Final] = []
+        async for item in self._stream.follow(self):
+            event = item[1] if isinstance(item, tuple) else None
+            if isinstance(event, Final):
+                finals.append(event)
+            elif isinstance(event, Translation):
+                words = tuple(spread(event.text, event.start_ms, event.end_ms))
+                finals[-1] = replace(finals[-1], text=event.text, words=words)
+        return finals
 
     async def _feed(self) -> None:
         blocks = self._source.blocks()
         try:
-            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+            while (block := await _next(blocks)) is not None:
                 await self._stream.push(np.ascontiguousarray(block, dtype="<f4").tobytes())
             self._stream.finish()
         except AudioFormatError as error:  # the file is broken in the middle
             self._stream.fail(_told(error, self._source.name))
         except WireError:
             return  # the stream has ended; its follower is told why
+
+
+async def _next(blocks: Iterator[Floats]) -> Floats | None:
+    """The next block, read in a thread. Cancelled, it waits for the thread: closing a file that is being read takes the process down."""
+    reading = asyncio.ensure_future(asyncio.to_thread(next, blocks, None))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        await asyncio.gather(reading, return_exceptions=True)
+        raise
 
 
 class _LiveResponse(StreamingResponse):

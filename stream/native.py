@@ -45,7 +45,7 @@ class NativeConnection(Connection):
         await self._talk(self._read(stream), self._write(stream))
 
     async def _tell_failure(self, told: Failure) -> None:
-        await self._close(write(told), CLOSE_CODES[told.code], told.code)
+        await self._close(CLOSE_CODES[told.code], told.code, write(told))
 
     async def _begin(self) -> Stream:
         first = await self._message()

@@ -21,12 +21,14 @@ from starlette.staticfiles import StaticFiles
 
 from ..model.errors import ConfigError
 from .config import Options
+from .deepgram import listen_socket
 from .engine import Engine
-from .files import transcriptions
+from .files import transcriptions, translations
 from .gatekeeper import Gatekeeper
 from .lag import REFUSING
 from .metrics import CONTENT_TYPE, exposition
 from .native import native_socket
+from .openai_realtime import realtime_socket
 from .protocol import LARGEST_AUDIO_BYTES, VERSION
 
 _LOG = logging.getLogger(__name__)
@@ -39,7 +41,10 @@ def make_app(engine: Engine, *, pages: Path | None = None) -> Starlette:
     """All endpoints. ``pages``: folder of the web page, served at /."""
     routes: list[BaseRoute] = [
         WebSocketRoute("/v1/stream", native_socket),
+        WebSocketRoute("/v1/realtime", realtime_socket),
+        WebSocketRoute("/v1/listen", listen_socket),
         Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+        Route("/v1/audio/translations", translations, methods=["POST"]),
         Route("/v1/info", _info),
         Route("/healthz", _health),
         Route("/metrics", _metrics),

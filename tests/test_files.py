@@ -6,14 +6,18 @@ import asyncio
 import io
 import json
 import re
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from dragoman.model.backend import Floats
 from dragoman.stream.engine import Engine
+from dragoman.stream.source import ArraySource
 
 from .fakes import ScriptedBackend, speech
 from .live import Live, breath, make_engine, run, serving
@@ -150,13 +154,13 @@ def test_a_failing_model_is_a_server_error() -> None:
     assert status == 500 and json.loads(text)["error"]["type"] == "server_error"
 
 
-async def leave(live: Live, data: bytes, *, after_bytes: int) -> None:
-    """Post, read so much of the answer, and be gone."""
+async def leave(live: Live, data: bytes, *, after_bytes: int, first: Callable[[], bool] = lambda: True) -> None:
+    """Post, read so much of the answer, wait for what must come ``first``, and be gone."""
     reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
     head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\nContent-Length: {len(data)}\r\n"
     writer.write((head + f"Content-Type: multipart/form-data; boundary={EDGE}\r\n\r\n").encode() + data)
     await writer.drain()
-    while not live.engine.streams:
+    while not live.engine.streams or not first():
         await breath()
     if after_bytes:
         await reader.readexactly(after_bytes)
@@ -179,6 +183,37 @@ def test_a_client_that_leaves_costs_nothing_more() -> None:
             await leave(live, body(audio()), after_bytes=0)
 
     run(test())
+
+
+def test_a_file_is_not_closed_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile takes the whole process down if it is."""
+    go, reading = threading.Event(), threading.Event()
+    closed_while: list[bool] = []
+
+    class Slow(ArraySource):
+        def blocks(self) -> Iterator[Floats]:
+            reading.set()
+            go.wait(20)
+            reading.clear()
+            yield from super().blocks()
+
+        def close(self) -> None:
+            closed_while.append(reading.is_set())
+
+    monkeypatch.setattr("dragoman.stream.files._store", lambda *_: Slow(speech("the quick")))
+
+    async def test() -> None:
+        async with serving(make_engine()) as live:
+            leaving = asyncio.create_task(leave(live, body(audio()), after_bytes=0, first=reading.is_set))
+            for _ in range(2000):
+                await breath()
+            go.set()
+            await leaving
+            while not closed_while:
+                await breath()
+
+    run(test())
+    assert closed_while == [False]
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_events() -> None:
