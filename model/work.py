@@ -74,12 +74,18 @@ def _append(backend: Backend, works: Sequence[Append]) -> list[Any]:
     return list(backend.step([(work.cache, work.ids) for work in works], wanted=wanted))
 
 
-def run(backend: Backend, job: Job[T]) -> T:
-    """Drive one job to its end and return its value. An error of the backend is raised inside the job, where it waits."""
-    return run_together(backend, [job])[0]
+Performer = Callable[[Backend, Sequence[Work]], list[Any]]
 
 
-def run_together(backend: Backend, jobs: Sequence[Job[T]]) -> list[T]:
+def run(backend: Backend, job: Job[T], *, perform: Performer = perform) -> T:
+    """Drive one job to its end and return its value. An error of the backend is raised inside the job, where it waits.
+
+    ``perform``: what does the works, for a caller that measures them.
+    """
+    return run_together(backend, [job], perform=perform)[0]
+
+
+def run_together(backend: Backend, jobs: Sequence[Job[T]], *, perform: Performer = perform) -> list[T]:
     """Drive many jobs to their ends; in each round the like works of all jobs become one call. No two jobs may share a cache."""
     values: dict[int, T] = {}
     waiting: dict[int, Work] = {}
@@ -96,7 +102,7 @@ def run_together(backend: Backend, jobs: Sequence[Job[T]]) -> list[T]:
             resume(index, lambda job=job: next(job))
         while waiting:
             for group in _like_works(waiting):
-                _serve(backend, jobs, waiting, group, resume)
+                _serve(backend, perform, jobs, waiting, group, resume)
     finally:
         for job in jobs:
             job.close()
@@ -112,6 +118,7 @@ def _like_works(waiting: dict[int, Work]) -> list[list[int]]:
 
 def _serve(
     backend: Backend,
+    perform: Performer,
     jobs: Sequence[Job[T]],
     waiting: dict[int, Work],
     group: list[int],

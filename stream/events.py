@@ -117,10 +117,21 @@ class Committed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Drafts:
+    """Tokens that were guessed ahead and verified in one forward, over the whole stream."""
+
+    task: str  # transcript | translation | formatted
+    source: str  # hypothesis (the previous one of the same text) | mtp (the drafter)
+    offered_tokens: int
+    accepted_tokens: int  # of those, confirmed by the model
+
+
+@dataclass(frozen=True, slots=True)
 class Ended(Event):
-    """The last event of a stream."""
+    """The last event of a stream. ``drafts`` tells of cost alone: like ``received_ms`` it takes no part in comparisons."""
 
     audio_ms: int
+    drafts: tuple[Drafts, ...] = field(default=(), compare=False)  # those that there were
 
 
 _NAMES: dict[type[Event], str] = {

@@ -59,6 +59,14 @@ def _work(stats: Stats) -> Iterator[Metric]:
     for kind, count in counts.items():
         tokens.add_metric([kind], count)
     yield tokens
+    drafts = CounterMetricFamily("dragoman_draft_tokens", "Tokens guessed ahead.", labels=["task", "source", "result"])
+    stopped = CounterMetricFamily("dragoman_drafts_stopped", "How often drafts cost more than they saved.", labels=["task", "source"])
+    for (task, source), counts in stats.drafts.items():
+        drafts.add_metric([task, source, "accepted"], counts.accepted_tokens)
+        drafts.add_metric([task, source, "rejected"], counts.offered_tokens - counts.accepted_tokens)
+        stopped.add_metric([task, source], counts.stopped)
+    yield drafts
+    yield stopped
     # Each forward decides one token by itself; the drafts it confirmed come on top.
     per_forward = (stats.forwards + stats.agreed_tokens + stats.accepted_tokens) / stats.forwards if stats.forwards else 0.0
     yield GaugeMetricFamily("dragoman_tokens_per_forward", "Tokens that one forward of the decoder decided, drafts included.", per_forward)

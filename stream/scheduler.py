@@ -66,8 +66,9 @@ class Scheduler:
                 self._fail(lanes[0], error)
             return
         share_s = (self._clock() - began_s) / len(lanes)
-        for lane, result in zip(lanes, results, strict=True):
+        for lane, work, result in zip(lanes, works, results, strict=True):
             lane.session.stats.compute_s += share_s
+            lane.session.drafting.measured(work, share_s)
             self._answer(lane, result)
 
     def _serve_singly(self, lanes: list[Lane], works: list[Work], lengths: list[int]) -> None:

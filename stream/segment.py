@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..model.backend import Cache, Floats
-from ..model.decoder import Hypothesis, hypothesis
+from ..model.decoder import Hypothesis, common_prefix, hypothesis
 from ..model.prompt import Prompts, Task
 from ..model.work import Job, Listen
+from .drafting import Drafting
 from .guards import Guards
-from .stats import Stats
+from .stats import Stats, Turn
 from .transcript import Transcript
 
 _SMOOTHED_FRAMES = 3
@@ -31,6 +32,7 @@ class Segment:
         task: Task,
         guards: Guards,
         stats: Stats,
+        drafting: Drafting,
         max_draft: int,
     ) -> None:
         """``first_frame``: where the segment begins, counted from the beginning of the stream."""
@@ -40,7 +42,7 @@ class Segment:
         self.padded_frames = 0  # of silence behind them
         self.looped = False
         self._prompts, self._task, self._guards, self._stats = prompts, task, guards, stats
-        self._max_draft = max_draft
+        self._drafting, self._max_draft = drafting, max_draft
 
     @property
     def heard_frame(self) -> int:
@@ -77,12 +79,10 @@ class Segment:
         in it ends. Returns the index of the first new word in ``transcript.words``."""
         text, draft = self.transcript, self.transcript.unstable_ids
         limit_tokens = self._guards.limit_tokens(audio_s, len(text.committed_ids))
-        found = yield from self._fork(self._prompts.tail(self._task), text.committed_ids, draft, limit_tokens)
+        found = yield from self._fork("transcript", self._prompts.tail(self._task), text.committed_ids, draft, limit_tokens)
         kept, looped = self._guards.keep(text.committed_ids, found.ids, stopped=found.stopped)
         self.looped = self.looped or looped
-        agreed = min(found.agreed_tokens, kept)
-        self._stats.redrafted_tokens += len(draft)
-        self._stats.agreed_tokens += agreed
+        agreed = min(common_prefix(found.ids, draft), kept)
         is_whole = kept == len(found.ids) and found.stopped
         return text.update(found.ids[:kept], found.logprobs[:kept], agreed, heard_ms=heard_ms, word_is_over=word_is_over and is_whole)
 
@@ -90,16 +90,25 @@ class Segment:
         """A further turn of the same fork: the committed transcript into ``target``. Raises TaskError."""
         said = self.transcript.committed_ids
         forced = [*self._prompts.tail(self._task), *said, *self._prompts.translate(self._task, target)]
-        found = yield from self._fork(forced, (), (), _TRANSLATION_TOKENS * len(said) + 16)
+        found = yield from self._fork("translation", forced, (), (), _TRANSLATION_TOKENS * len(said) + 16)
         kept, _ = self._guards.keep((), found.ids, stopped=found.stopped)
         return self.transcript.decode(found.ids[:kept]).strip()
 
-    def _fork(self, tail: Sequence[int], committed: Sequence[int], draft: Sequence[int], limit_tokens: int) -> Job[Hypothesis]:
+    def _fork(self, turn: Turn, tail: Sequence[int], committed: Sequence[int], old: Sequence[int], limit_tokens: int) -> Job[Hypothesis]:
+        """``old``: what was last said in this turn, a draft unless drafts of this kind do not pay."""
+        drafting = self._drafting
         found = yield from hypothesis(
-            self.cache, tail, committed, draft, stop=self._prompts.stop, limit_tokens=limit_tokens, max_draft=self._max_draft
+            self.cache,
+            tail,
+            committed,
+            old if drafting.pays(turn, "hypothesis") else (),
+            stop=self._prompts.stop,
+            limit_tokens=limit_tokens,
+            max_draft=self._max_draft if drafting.pays(turn, "mtp") else 0,
         )
         self._stats.hypotheses += 1
         self._stats.forwards += found.forwards
-        self._stats.drafted_tokens += found.drafted_tokens
-        self._stats.accepted_tokens += found.accepted_tokens
+        drafting.note_hypothesis(turn, len(old), common_prefix(found.ids, old))
+        if self._max_draft:
+            drafting.note_mtp(turn, found.drafted_tokens, found.accepted_tokens)
         return found

@@ -9,19 +9,21 @@ generator that yields the model work it needs: ``push`` and ``finish`` drive it 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
-from ..model.backend import Floats
+from ..model.backend import Backend, Floats
 from ..model.errors import DragomanError
 from ..model.load import Loaded
 from ..model.prompt import Task
-from ..model.work import Job, run
+from ..model.work import Job, Work, perform, run
 from .config import SessionOptions
+from .drafting import Drafting
 from .endpoint import Endpointer, Signal
-from .events import Clocks, Committed, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation
+from .events import Clocks, Committed, Drafts, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation
 from .framer import Framer
 from .guards import Guards, special_ids
 from .lag import LARGEST_FACTOR, LEVELS, Economy
@@ -52,7 +54,8 @@ class Session:
         openings: Openings | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """``openings``: prompt caches shared with other sessions of the same model. ``clock``: seconds, for ``stats.compute_s`` only.
+        """``openings``: prompt caches shared with other sessions of the same model. ``clock``: seconds, for ``stats.compute_s`` and for
+        whether drafts pay; no event but ``Ended.drafts`` depends on it.
 
         Raises TaskError for a language that the model lacks, AudioFormatError for an audio format that cannot be.
         """
@@ -74,6 +77,7 @@ class Session:
         self._guards = Guards(special_ids(config.special, self._tokenizer), **self.options.guards.model_dump())
         self._openings = openings or Openings(self._backend, self._prompts)
         self.stats = Stats(guards=self._guards.counts)
+        self.drafting = Drafting(self.stats.drafts)
         # What changes
         longest_frames = LARGEST_FACTOR * self._block_frames + self._cut_frames  # that can wait when a full segment is cut
         self._recent: deque[Floats] = deque(maxlen=max(self._endpointer.settings.reach_frames, longest_frames))
@@ -123,7 +127,7 @@ class Session:
         if self._flushed and not self._ended:
             yield from self._end_segment("finish")
             self._ended, self._processed_ms, self._committed_ms = True, self._pcm.received_ms, self._pcm.received_ms
-            self._events.append(Ended(self.clocks, self._pcm.received_ms))
+            self._events.append(Ended(self.clocks, self._pcm.received_ms, self._drafts()))
         return self._told()
 
     def gap(self, samples: int) -> Job[list[Event]]:
@@ -152,9 +156,15 @@ class Session:
     def _drive(self, job: Job[list[Event]]) -> list[Event]:
         began_s = self._clock()
         try:
-            return run(self._backend, job)
+            return run(self._backend, job, perform=self._perform)
         finally:
             self.stats.compute_s += self._clock() - began_s
+
+    def _perform(self, backend: Backend, works: Sequence[Work]) -> list[Any]:
+        began_s = self._clock()
+        results = perform(backend, works)
+        self.drafting.measured(works[0], self._clock() - began_s)  # a session alone has one work at a time
+        return results
 
     # One frame
 
@@ -224,6 +234,7 @@ class Session:
             task=self.task,
             guards=self._guards,
             stats=self.stats,
+            drafting=self.drafting,
             max_draft=most if asked is None else min(asked, most),
         )
         segment.waiting = waiting
@@ -287,8 +298,9 @@ class Session:
 
     def _guess(self, segment: Segment) -> Job[int]:
         endpointer = self._endpointer
-        known_frame = segment.heard_frame + segment.padded_frames - self._delay_frames  # a word is known later than it is heard
-        heard_ms = min(self._ms(min(endpointer.last_speech_frame + 1, known_frame)), self._pcm.received_ms)
+        late_frames = max(0, self._delay_frames - segment.padded_frames)  # a word is known so much later than it is heard
+        known_frame = min(endpointer.last_speech_frame + 1, segment.heard_frame - late_frames)
+        heard_ms = min(self._ms(known_frame), self._pcm.received_ms)
         word_is_over = endpointer.silent_frames >= self._trailing_frames
         audio_s = segment.heard_frames * self._frame_ms / 1000
         first = yield from segment.guess(audio_s=audio_s, heard_ms=heard_ms, word_is_over=word_is_over)
@@ -312,6 +324,10 @@ class Session:
         carries = self.options.carry_over and not segment.looped  # a loop in the prompt feeds the next one
         self._carried = text.last_sentence if carries else ""
         self._segment, self._index = None, self._index + 1
+
+    def _drafts(self) -> tuple[Drafts, ...]:
+        counts = self.stats.drafts.items()
+        return tuple(Drafts(*place, each.offered_tokens, each.accepted_tokens) for place, each in counts if each.offered_tokens)
 
     def _ms(self, frame: int) -> int:
         """Where a frame begins, in ms of stream time."""

@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
 from .guards import GuardCounts
+
+Turn = Literal["transcript", "translation", "formatted"]
+Source = Literal["hypothesis", "mtp"]  # the previous hypothesis of the same text; the drafter
+
+
+@dataclass(slots=True)
+class DraftCounts:
+    """Drafts from one source for one task."""
+
+    offered_tokens: int = 0
+    accepted_tokens: int = 0  # of those, confirmed by the model
+    stopped: int = 0  # how often they were switched off because they cost more than they saved
+
+
+def _no_drafts() -> dict[tuple[Turn, Source], DraftCounts]:
+    return {(task, source): DraftCounts() for task in get_args(Turn) for source in get_args(Source)}
 
 
 @dataclass(slots=True)
@@ -17,10 +34,7 @@ class Stats:
     segments: int = 0
     hypotheses: int = 0
     forwards: int = 0  # of the decoder; audio is not counted
-    redrafted_tokens: int = 0  # of the previous hypothesis, offered as a draft
-    agreed_tokens: int = 0  # of those, confirmed
-    drafted_tokens: int = 0  # guessed by the MTP drafter
-    accepted_tokens: int = 0  # of those, confirmed
+    drafts: dict[tuple[Turn, Source], DraftCounts] = field(default_factory=_no_drafts)
     committed_tokens: int = 0
     dropped_ms: int = 0
     first_text_ms: int | None = None  # stream time from the beginning of the first segment with text to its first text
@@ -29,6 +43,32 @@ class Stats:
     def real_time_factor(self) -> float:
         """Seconds of work for one second of audio; below 1 keeps up."""
         return 1000.0 * self.compute_s / self.audio_ms if self.audio_ms else 0.0
+
+    @property
+    def redrafted_tokens(self) -> int:
+        """Of previous hypotheses, offered as drafts, for all tasks."""
+        return self._offered("hypothesis")
+
+    @property
+    def agreed_tokens(self) -> int:
+        """Of those, confirmed."""
+        return self._accepted("hypothesis")
+
+    @property
+    def drafted_tokens(self) -> int:
+        """Guessed by the MTP drafter, for all tasks."""
+        return self._offered("mtp")
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Of those, confirmed."""
+        return self._accepted("mtp")
+
+    def _offered(self, source: Source) -> int:
+        return sum(counts.offered_tokens for (_, each), counts in self.drafts.items() if each == source)
+
+    def _accepted(self, source: Source) -> int:
+        return sum(counts.accepted_tokens for (_, each), counts in self.drafts.items() if each == source)
 
     def lines(self) -> list[str]:
         """For people, one fact a line."""
@@ -49,10 +89,17 @@ class Stats:
 def add_stats(total: Stats, more: Stats) -> None:
     """Add the counts of ``more`` to ``total``, for sums over sessions; ``first_text_ms`` is no count and stays."""
     for part in fields(Stats):
-        if part.name not in ("guards", "first_text_ms"):
-            setattr(total, part.name, getattr(total, part.name) + getattr(more, part.name))
+        if part.name not in ("guards", "drafts", "first_text_ms"):
+            _add(total, more, part.name)
     for part in fields(GuardCounts):
-        setattr(total.guards, part.name, getattr(total.guards, part.name) + getattr(more.guards, part.name))
+        _add(total.guards, more.guards, part.name)
+    for place, counts in total.drafts.items():
+        for part in fields(DraftCounts):
+            _add(counts, more.drafts[place], part.name)
+
+
+def _add(total: object, more: object, name: str) -> None:
+    setattr(total, name, getattr(total, name) + getattr(more, name))
 
 
 def _share(part: int, whole: int) -> str:

@@ -38,8 +38,8 @@ def loaded(backend: ScriptedBackend) -> Loaded:
 
 
 def session(backend: ScriptedBackend | None = None, **options: object) -> Session:
-    """A session on a scripted backend that hears ``fakes.speech``."""
-    return Session(loaded(backend or ScriptedBackend()), SessionOptions.model_validate(options), vad=LoudnessVad())
+    """A session on a scripted backend that hears ``fakes.speech``. No time passes, so that costs are the same each time."""
+    return Session(loaded(backend or ScriptedBackend()), SessionOptions.model_validate(options), vad=LoudnessVad(), clock=lambda: 0.0)
 
 
 def silence(duration_s: float) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dragoman.stream.events import Clocks, Dropped, Ended, Final, Partial, SpeechEnded, SpeechStarted, Translation, Word, to_mapping
+from dragoman.stream.events import Clocks, Drafts, Dropped, Ended, Final, Partial, SpeechEnded, SpeechStarted, Translation, Word, to_mapping
 
 CLOCKS = Clocks(1000, 960, 640)
 WORD = Word(" hé", 100, 200, -0.5)
@@ -27,6 +27,13 @@ def test_every_event_is_json_with_its_type_and_clocks() -> None:
     assert names == ["speech_started", "partial", "speech_ended", "final", "translation", "dropped", "ended"]
     words = json.loads(json.dumps(to_mapping(ALL[1])))["words"]
     assert words == [{"text": " hé", "start_ms": 100, "end_ms": 200, "logprob": -0.5}]
+
+
+def test_drafts_tell_of_cost_alone() -> None:
+    ended = Ended(CLOCKS, 1000, (Drafts("transcript", "mtp", 8, 5),))
+    assert ended == Ended(CLOCKS, 1000)
+    told = json.loads(json.dumps(to_mapping(ended)))["drafts"]
+    assert told == [{"task": "transcript", "source": "mtp", "offered_tokens": 8, "accepted_tokens": 5}]
 
 
 def test_lag_is_audio_that_waits() -> None:

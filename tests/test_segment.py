@@ -7,6 +7,7 @@ import pytest
 from dragoman.model.errors import BackendError
 from dragoman.model.prompt import Task
 from dragoman.model.work import run
+from dragoman.stream.drafting import Drafting
 from dragoman.stream.guards import Guards, special_ids
 from dragoman.stream.opening import Openings
 from dragoman.stream.segment import Segment
@@ -23,8 +24,17 @@ def make(backend: ScriptedBackend, text: str) -> Segment:
         special_ids(backend.config.special, backend.tokenizer), tokens_per_second=12, floor_tokens=8, loop_tokens=12, loop_copies=3
     )
     cache = run(backend, Openings(backend, backend.prompts).open(task))  # type: ignore[arg-type]
+    stats = Stats()
     segment = Segment(
-        cache, Transcript(backend.tokenizer, 0), 0, prompts=backend.prompts, task=task, guards=guards, stats=Stats(), max_draft=0
+        cache,
+        Transcript(backend.tokenizer, 0),
+        0,
+        prompts=backend.prompts,
+        task=task,
+        guards=guards,
+        stats=stats,
+        drafting=Drafting(stats.drafts),
+        max_draft=0,
     )
     segment.waiting = list(speech(text).reshape(-1, FRAME))
     return segment
