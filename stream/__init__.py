@@ -21,6 +21,7 @@ from ..model.load import Loaded, load
 from .config import ModelOptions, Options, SessionOptions, load_options, parse_options
 from .events import (
     Clocks,
+    Committed,
     Dropped,
     Ended,
     Event,
@@ -57,6 +58,7 @@ __all__ = [
     "AudioSource",
     "CheckpointError",
     "Clocks",
+    "Committed",
     "ConfigError",
     "DeviceError",
     "DragomanError",

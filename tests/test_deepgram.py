@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dragoman.model.backend import Floats
+from dragoman.stream import g711
 from dragoman.stream.config import SessionOptions
 from dragoman.stream.deepgram import Results
 from dragoman.stream.deepgram_query import IGNORED, REFUSED, Listening, read_query
@@ -200,6 +201,15 @@ def test_channels_are_heard_as_one() -> None:
     both = np.repeat(speech("the quick brown", silence_s=1.0)[:, None], 2, axis=1)
     told, _ = ask(PLAIN + "&channels=2", *pieces(both), CLOSE)
     assert finals(told) == ["the quick brown"] and told[-1]["duration"] == pytest.approx(2.2) and told[-1]["channels"] == 2
+
+
+@pytest.mark.parametrize(("encoding", "law"), [("mulaw", "ULAW"), ("alaw", "ALAW")])
+def test_telephone_audio(encoding: str, law: Any) -> None:
+    codes = np.frombuffer(g711.decode(bytes(range(256)), law), "<i2").astype(np.float32)
+    samples = speech("the quick brown", silence_s=1.0)[::2] * 32767  # a tone of 250 Hz loses nothing by this
+    audio = np.abs(samples[:, None] - codes[None]).argmin(axis=1).astype(np.uint8).tobytes()
+    told, _ = ask(f"encoding={encoding}&sample_rate=8000", audio[:7001], audio[7001:], CLOSE)
+    assert finals(told) == ["the quick brown"] and told[-1]["duration"] == pytest.approx(2.2)
 
 
 def test_options_do_not_change_within_a_stream() -> None:

@@ -256,6 +256,19 @@ def test_what_is_cleared_is_not_completed() -> None:
     assert "".join(event["delta"] for event in events if event["type"] == DELTA and event["item_id"] == last) == "five trains"
 
 
+def test_a_clear_in_the_middle_of_speech_leaves_no_item() -> None:
+    async def test() -> list[dict[str, Any]]:
+        async with serving(make_engine()) as live:
+            said = [*appends(speech("the quick brown")), CLEAR, COMMIT, *appends(speech("five trains", silence_s=1.0))]
+            return (await converse(live, *said, until=COMPLETED))[0]
+
+    events = run(test())
+    (error,) = told_of(events)
+    assert error["code"] == "input_audio_buffer_commit_empty", "what was cleared is not there to be committed"
+    assert check_items(events) == ["five trains"]
+    assert [event["item_id"] for event in events if event["type"].endswith("committed")] == [events[-1]["item_id"]]
+
+
 def test_an_update_in_the_middle_ends_what_was_said_before() -> None:
     """The place of a stream is free before the next one is opened: it works on a server with one place."""
 
