@@ -76,8 +76,10 @@ def make_parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="train or fine-tune a small model", description="One run from one YAML file; see docs/training.md."
     )
-    steps = ("train", "prepare", "label", "plot")
-    what = "prepare: only decode audio and make targets; label: only transcribe with the teachers; plot: draw the curve"
+    steps = ("train", "prepare", "label", "drafter", "plot")
+    what = (
+        "prepare: only decode audio and make targets; label: only transcribe with the teachers; drafter: the MTP drafter; plot: the curve"
+    )
     train.add_argument("what", nargs="?", choices=steps, default="train", help=what)
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
     train.add_argument(

@@ -14,10 +14,11 @@ from .work import Append, Job, Listen
 TOKENS_PER_S = 10.0  # nobody speaks faster; a loop stops here
 
 
-def transcribe_job(loaded: Loaded, samples: Floats, trailing_s: float = 0.3) -> Job[Hypothesis]:
+def transcribe_job(loaded: Loaded, samples: Floats, trailing_s: float = 0.3, *, max_draft: int = 0) -> Job[Hypothesis]:
     """One whole clip: prompt, all frames, one hypothesis.
 
-    ``trailing_s`` of faint noise follows the clip, as a live stream goes on after the last word.
+    ``trailing_s`` of faint noise follows the clip, as a live stream goes on after the last word. ``max_draft``: tokens
+    of one draft; they change the speed alone.
     """
     size = loaded.backend.spec.frame_samples
     rest = np.random.default_rng(0).standard_normal(int(trailing_s * SAMPLE_RATE), dtype=np.float32) * 1e-3
@@ -28,4 +29,4 @@ def transcribe_job(loaded: Loaded, samples: Floats, trailing_s: float = 0.3) -> 
     yield Listen(cache, frames)
     limit = 8 + int(len(wave) / SAMPLE_RATE * TOKENS_PER_S)
     tail = loaded.prompts.tail(task)
-    return (yield from hypothesis(cache, tail, (), (), stop=loaded.prompts.stop, limit_tokens=limit, max_draft=0))
+    return (yield from hypothesis(cache, tail, (), (), stop=loaded.prompts.stop, limit_tokens=limit, max_draft=max_draft))

@@ -23,34 +23,10 @@ def small_config(raw: dict[str, Any]) -> dict[str, Any]:
     ids = {name: i for i, name in enumerate(text.SPECIAL_TOKENS)}
     values: dict[str, Any] = {**raw, "layer_types": tuple(raw["layer_types"])}
     base = BackboneConfig(**values)
-    sizes = asdict(base)
-    theta = {"sliding_attention": sizes.pop("rope_theta"), "full_attention": sizes.pop("global_rope_theta")}
-    factor = sizes.pop("global_partial_rotary_factor")
     return {
         "architectures": ["Gemma4UnifiedForConditionalGeneration"],
         "model_type": "gemma4_unified",
-        "text_config": {
-            "model_type": "gemma4_unified_text",
-            **sizes,
-            "layer_types": list(base.layer_types),
-            "num_hidden_layers": base.num_layers,
-            "num_kv_shared_layers": 0,
-            "hidden_activation": "gelu_pytorch_tanh",
-            "use_bidirectional_attention": "vision",
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 4096,
-            "bos_token_id": text.BOS,
-            "eos_token_id": text.END,
-            "pad_token_id": text.PAD,
-            "rope_parameters": {
-                "sliding_attention": {"rope_type": "default", "rope_theta": theta["sliding_attention"]},
-                "full_attention": {
-                    "rope_type": "proportional",
-                    "partial_rotary_factor": factor,
-                    "rope_theta": theta["full_attention"],
-                },
-            },
-        },
+        "text_config": text_section(base),
         "audio_config": {"model_type": "gemma4_unified_audio", "audio_embed_dim": 640, "rms_norm_eps": 1e-6},
         "vision_config": None,
         "image_token_id": ids["<|image|>"],
@@ -66,6 +42,35 @@ def small_config(raw: dict[str, Any]) -> dict[str, Any]:
             "longest_segment_s": 12.0,
             "stop": [text.END],
             "hearing_delay_ms": BatchOptions().delay_frames * FRAME * 1000 // SAMPLE_RATE,
+        },
+    }
+
+
+def text_section(base: BackboneConfig) -> dict[str, Any]:
+    """``text_config`` of a decoder stack, as Gemma 4 Unified writes it."""
+    sizes = asdict(base)
+    theta = {"sliding_attention": sizes.pop("rope_theta"), "full_attention": sizes.pop("global_rope_theta")}
+    factor = sizes.pop("global_partial_rotary_factor")
+    return {
+        "model_type": "gemma4_unified_text",
+        **sizes,
+        "layer_types": list(base.layer_types),
+        "num_hidden_layers": base.num_layers,
+        "num_kv_shared_layers": 0,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "use_bidirectional_attention": "vision",
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 4096,
+        "bos_token_id": text.BOS,
+        "eos_token_id": text.END,
+        "pad_token_id": text.PAD,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": theta["sliding_attention"]},
+            "full_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": factor,
+                "rope_theta": theta["full_attention"],
+            },
         },
     }
 

@@ -3,6 +3,7 @@
     python -m dragoman.model.training.run prepare --config run.yaml     # decode corpora, teacher's features, tokenizer
     python -m dragoman.model.training.run label --config run.yaml       # only the teachers' texts, if the stores want them
     python -m dragoman.model.training.run train --config run.yaml      # goes on where the last run stopped
+    python -m dragoman.model.training.run drafter --config run.yaml    # then the MTP drafter of the finished model
     python -m dragoman.model.training.run plot --config run.yaml       # curve.png in the run's folder, also while it goes on
 
 See ``configs/train_small.yaml`` for every key.
@@ -28,20 +29,20 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ..checkpoint import load_model
 from ..config import read_model_config
 from ..errors import ConfigError
+from ..load import load
 from ..store import Store
 from . import text
 from .align import align, train_probe
 from .batches import Batches, BatchOptions, Speech
+from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
 from .labels import write_labels
-from .package import config_of
+from .package import config_of, package
 from .plot import plot, read_log
 from .probe import Probe
 from .store import build_from_folder, build_from_shards
-from .student import Depths, Student
+from .student import LAYER_KINDS, Depths, Student
 from .teachers import write_features
 from .trainer import Trainer, TrainOptions
-
-LAYER_KINDS = {"S": "sliding_attention", "F": "full_attention"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class RunOptions:
     depths: Depths = field(default_factory=Depths)
     batches: BatchOptions = field(default_factory=BatchOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    drafter: DrafterOptions = field(default_factory=DrafterOptions)
 
 
 def read_run(path: Path) -> RunOptions:
@@ -112,7 +114,7 @@ def read_run(path: Path) -> RunOptions:
 
 
 def _keys() -> list[str]:
-    parts = (RunOptions, StoreOptions, SizeOptions, Depths, BatchOptions, TrainOptions)
+    parts = (RunOptions, StoreOptions, SizeOptions, Depths, BatchOptions, TrainOptions, DrafterOptions)
     return [name for part in parts for name in part.__dataclass_fields__]
 
 
@@ -197,14 +199,36 @@ def build_trainer(options: RunOptions) -> Trainer:
         given = load_model(start)
         student.backbone.load_state_dict(given.backbone.state_dict())
         student.projector.load_state_dict(given.projector.state_dict())
-    case = _case(options.sentences)
-    labels = [store.labels for store in options.stores]
-    speech = Speech([(_path(store.folder), store.weight) for store in options.stores], case, labels=labels)
     tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
     (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
-    trainer = Trainer(student, Batches(speech, tokenizer, options.batches, options.train.seed), run, options.train)
+    trainer = Trainer(student, Batches(_speech(options), tokenizer, options.batches, options.train.seed), run, options.train)
     trainer.resume()
     return trainer
+
+
+def _speech(options: RunOptions) -> Speech:
+    stores = [(_path(store.folder), store.weight) for store in options.stores]
+    return Speech(stores, _case(options.sentences), labels=[store.labels for store in options.stores])
+
+
+def build_drafter(options: RunOptions) -> Acceptance | None:
+    """Train the drafter of a finished model on the run's rows, write its folder, and measure it on the dev split if there is one."""
+    run, wanted = _path(options.folder), options.drafter
+    torch.set_num_threads(wanted.threads)
+    folder = run / "model" if wanted.model is None else _path(wanted.model)
+    if wanted.model is None:
+        sizes = json.loads((run / "sizes.json").read_text())
+        package(run / "checkpoint.pt", sizes, run / "tokenizer.json", folder)
+    model, tokenizer = load_model(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    drafter = train_drafter(model, Batches(_speech(options), tokenizer, options.batches, wanted.seed), wanted)
+    out = run / "assistant" if wanted.out is None else _path(wanted.out)
+    save_assistant(out, drafter)
+    if options.probe_split is None:
+        return None
+    store = Store(_path(options.stores[0].folder))
+    clips = [clip for clip in store.clips if clip.split == options.probe_split][: wanted.clips]
+    loaded = load(folder, runtime="torch", assistant=out, threads=wanted.threads)
+    return acceptance(loaded, store, clips)
 
 
 def _probe(options: RunOptions) -> Callable[[Trainer], dict[str, Any]] | None:
@@ -222,7 +246,7 @@ def _path(name: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prepare", "label", "train", "plot"))
+    parser.add_argument("what", choices=("prepare", "label", "train", "drafter", "plot"))
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--part", type=int, default=0, help="label: which share of the clips, from 0")
     parser.add_argument("--parts", type=int, default=1, help="label: how many shares")
@@ -237,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         label(options, given.part, given.parts)
         return
     prepare(options)
+    if given.what == "drafter":
+        print(build_drafter(options) or "no probe_split is set: the acceptance was not measured")
     if given.what == "train":
         trainer = build_trainer(options)
         if options.train.compile:

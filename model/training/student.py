@@ -22,6 +22,7 @@ from .batches import FRAME, IGNORE, Batch
 from .teachers import WIDTH
 
 MEL_BANDS, MEL_PER_FRAME = 80, 4
+LAYER_KINDS = {"S": "sliding_attention", "F": "full_attention"}
 
 
 @dataclass(frozen=True, slots=True)
