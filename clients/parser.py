@@ -28,6 +28,8 @@ FLAGS = {
     "session.language": "--language",
     "session.targets": "--to",
     "session.block_ms": "--block-ms",
+    "session.glossary": "--glossary",
+    "session.style": "--style",
     "session.vad.kind": "--vad",
     "model.name": "--model",
     "model.runtime": "--runtime",
@@ -176,6 +178,8 @@ def _running(parser: argparse.ArgumentParser) -> None:
     running = parser.add_argument_group("running")
     running.add_argument("--model", metavar="NAME", help="'small' (default, in the package) or a checkpoint folder")
     running.add_argument("--runtime", choices=("onnx", "torch"), help="default: ONNX Runtime where the model has exported graphs")
+    running.add_argument("--glossary", action="append", default=[], metavar="TERM", help="a name or term as it should be written")
+    running.add_argument("--style", help="formatted text in this style, e.g. plain (models with instructions)")
     running.add_argument("--vad", choices=("webrtc", "silero"), help="voice detector (default: silero)")
     running.add_argument("--threads", type=int, metavar="N", help="threads of the model (default: the runtime decides)")
     running.add_argument("--config", type=Path, metavar="FILE", help="YAML file with options; variables and flags win over it")

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Literal
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection
@@ -41,6 +42,9 @@ class Remote:
         language: str | None = None,
         targets: Sequence[str] | None = None,
         glossary: Sequence[str] | None = None,
+        terms: Sequence[str] | None = None,
+        style: str | None = None,
+        translation: Literal["stable", "draft"] | None = None,
         block_ms: int | None = None,
         # Parts that may be given
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -62,6 +66,9 @@ class Remote:
                 language=language,
                 targets=None if targets is None else tuple(targets),
                 glossary=None if glossary is None else tuple(glossary),
+                terms=None if terms is None else tuple(terms),
+                style=style,
+                translation=translation,
                 block_ms=block_ms,
             )
         except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TextIO
 
 from ..stream.captions import Cue, CueTimes, cut_bilingual, cut_cues, spread, srt, vtt
 from ..stream.config import Options
-from ..stream.events import Dropped, Event, Final, Partial, SpeechStarted, Translation, to_mapping
+from ..stream.events import Dropped, Event, Final, Formatted, Partial, SpeechStarted, Translation, to_mapping
 
 Form = Literal["live", "txt", "json", "srt", "vtt"]
 
@@ -24,13 +24,14 @@ class Renderer(Protocol):
 
 
 class TextRenderer:
-    """One line for each segment; translations below it, each behind its language."""
+    """One line for each segment, or (``formatted``) its formatted text; translations below it, each behind its language."""
 
-    def __init__(self, out: TextIO, *, with_source: bool = True) -> None:
+    def __init__(self, out: TextIO, *, with_source: bool = True, formatted: bool = False) -> None:
         self._out, self._with_source = out, with_source
+        self._source = Formatted if formatted else Final
 
     def show(self, event: Event) -> None:
-        if isinstance(event, Final) and event.text.strip() and self._with_source:
+        if isinstance(event, Final | Formatted) and isinstance(event, self._source) and event.text.strip() and self._with_source:
             self._line(event.text.strip())
         elif isinstance(event, Translation) and event.text:
             self._line(f"[{event.language}] {event.text}")
@@ -156,6 +157,8 @@ class LiveRenderer:
             self._live.update(Text(""), refresh=True)
             if event.text.strip():
                 self._console.print(Text(event.text.strip()))
+        elif isinstance(event, Formatted) and event.text:
+            self._console.print(Text(event.text, "bold"))
         elif isinstance(event, Translation) and event.text:
             self._console.print(Text.assemble((f"[{event.language}] ", "cyan"), event.text))
         elif isinstance(event, Dropped):
@@ -173,7 +176,7 @@ def make_renderer(form: Form, out: TextIO, options: Options, *, name: str | None
     if form == "json":
         return JsonRenderer(out, name)
     if form == "txt":
-        return TextRenderer(out, with_source=not only_translation)
+        return TextRenderer(out, with_source=not only_translation, formatted=options.session.style is not None)
     if not targets or (only_translation and len(targets) == 1):  # one language: its own line breaks and times
         return CaptionRenderer(out, form, next(iter(targets), None))
     return BilingualRenderer(out, form, targets, with_source=not only_translation)

@@ -51,6 +51,31 @@ _TRANSCRIBE = (
 _GLOSSARY = "\n*   Names and terms that may occur: {terms}."
 _CARRY = "\n\nThe text before this segment was: {text}"
 _TRANSLATE = "Translate the transcription from {source} into {target}. Only output the translation, with no newlines."
+_TERMS = " Translate these terms as given: {terms}."
+_FORMAT = (
+    "Write the transcription again with correct casing, punctuation, numbers and paragraphs. Keep its language and its words; add nothing "
+    "and leave nothing out. Only output the text."
+)
+_STYLE = "Write the transcription again in this style: {style}. Keep its language and add nothing to what was said. Only output the text."
+PLAIN = "plain"  # the style that only sets casing, punctuation, numbers and paragraphs right
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """How a term is translated."""
+
+    target: str  # ISO 639-1
+    source: str
+    translation: str
+
+    @classmethod
+    def read(cls, text: str) -> Term:
+        """ "de:keeper=Wärter" → Term. Raises ValueError."""
+        target, colon, rest = text.partition(":")
+        source, equals, translation = (part.strip() for part in rest.partition("="))
+        if not (colon and equals and source and translation and target.strip() in LANGUAGES):
+            raise ValueError(f"{text!r} is no term, expected LANGUAGE:TERM=TRANSLATION as in de:keeper=Wärter")
+        return cls(target.strip(), source, translation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +84,9 @@ class Task:
 
     language: str = "en"  # spoken
     targets: tuple[str, ...] = ()  # translations wanted
-    glossary: tuple[str, ...] = ()  # names and terms that may be spoken
+    glossary: tuple[str, ...] = ()  # names and terms that may be spoken; only instructions have a place for them
+    terms: tuple[Term, ...] = ()  # how terms are translated
+    style: str | None = None  # of the formatted text; None: none is wanted
 
 
 class Prompts:
@@ -82,14 +109,21 @@ class Prompts:
         else:
             raise ConfigError(f"prompt_format is {self.format!r}, expected 'tokens' or 'gemma4'")
 
+    @property
+    def instructed(self) -> bool:
+        """Whether the model takes instructions: a glossary, terms, a style. Others leave spellings to the caller."""
+        return self.format == "gemma4"
+
     def check(self, task: Task) -> None:
-        """Raises TaskError, naming what the model knows, for a language, translation or glossary that it lacks."""
+        """Raises TaskError, naming what the model knows, for a language, translation or kind of text that it lacks."""
         if task.language not in self.languages:
             raise TaskError(f"this model does not transcribe {task.language!r}; it knows {', '.join(self.languages)}")
         for target in task.targets:
             self._check_target(task, target)
-        if task.glossary and self.format == "tokens":
-            raise TaskError(f"this model takes no glossary (got {len(task.glossary)} terms); a model with instructions does")
+        if task.terms and not self.instructed:
+            raise TaskError(f"this model cannot be told how to translate terms (got {len(task.terms)}); it {self._tasks()}")
+        if task.style is not None and not self.instructed:
+            raise TaskError(f"this model writes no formatted text (got style {task.style!r}); it {self._tasks()}")
 
     def prefix(self, task: Task) -> list[int]:
         """Ids before the first audio frame, begin-of-audio (the last one) included."""
@@ -126,7 +160,22 @@ class Prompts:
         if self.format == "tokens":
             return [self.stop[0], self._control(f"<|{target}|>")]
         text = _TRANSLATE.format(source=LANGUAGES[task.language], target=LANGUAGES[target])
+        if terms := [f"{term.source} = {term.translation}" for term in task.terms if term.target == target]:
+            text += _TERMS.format(terms="; ".join(terms))
+        return self._turn(text)
+
+    def formatted(self, task: Task) -> list[int]:
+        """Ids after the transcript, up to where its formatted text begins. Raises TaskError."""
+        self.check(task)
+        assert task.style is not None, "no formatted text was asked for"
+        return self._turn(_FORMAT if task.style == PLAIN else _STYLE.format(style=task.style))
+
+    def _turn(self, text: str) -> list[int]:
         return [*self._end_turn, *self._user, *self._tokenizer.encode(text), *self._end_turn, *self._model]
+
+    def _tasks(self) -> str:
+        into = ", ".join(self.targets)
+        return f"transcribes {', '.join(self.languages)}" + (f" and translates into {into}" if into else "")
 
     def _check_target(self, task: Task, target: str) -> None:
         if target == task.language:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from ..model.errors import ConfigError
+from ..model.prompt import Term
 from .endpoint import EndpointFrames
 
 
@@ -83,7 +84,16 @@ class SessionOptions(_Section):
 
     language: str = Field(default="en", description="spoken, ISO 639-1")
     targets: tuple[str, ...] = Field(default=(), description="translations wanted, ISO 639-1")
-    glossary: tuple[str, ...] = Field(default=(), description="names and terms that may be spoken (models with instructions only)")
+    glossary: tuple[str, ...] = Field(default=(), description="names and terms that may be spoken, as they should be written")
+    terms: tuple[str, ...] = Field(default=(), description="how terms are translated, as de:keeper=Wärter (models with instructions only)")
+    style: str | None = Field(
+        default=None,
+        max_length=200,
+        description='formatted text after each segment: "plain" or a style in words (models with instructions only); none: no such text',
+    )
+    translation: Literal["stable", "draft"] = Field(
+        default="stable", description="stable: finished segments only; draft: unfinished ones too, for the time being"
+    )
     block_ms: int = Field(default=640, ge=80, le=4000, description="audio between two hypotheses: 320 is quick, 640 the default, 960 calm")
     carry_over: bool = Field(
         default=True, description="the last sentence goes into the next segment's prompt, where the model has a place for it"
@@ -94,6 +104,13 @@ class SessionOptions(_Section):
     vad: VadOptions = VadOptions()
     endpoint: EndpointOptions = EndpointOptions()
     guards: GuardOptions = GuardOptions()
+
+    @field_validator("terms")
+    @classmethod
+    def _whole(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
+        for term in terms:
+            Term.read(term)
+        return terms
 
     @field_validator("targets")
     @classmethod

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from ..model.work import Append, Draft, Work
 from .stats import DraftCounts, Source, Turn

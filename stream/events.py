@@ -1,7 +1,7 @@
 """What a session says: one frozen dataclass for each kind of event.
 
-Life of a segment: SpeechStarted, Partial*, SpeechEnded, Final, Translation*. The stream ends with Ended. Dropped may stand anywhere,
-Committed wherever no segment is open.
+Life of a segment: SpeechStarted, (Partial, TranslationDraft*)*, SpeechEnded, Final, Formatted?, Translation*.
+The stream ends with Ended. Dropped may stand anywhere, Committed wherever no segment is open.
 
 Text arrives append-only: the ``delta`` of every Partial and Final of a segment, joined in order without a separator, is that segment's
 transcript. A delta is never repeated and never taken back. ``tail`` is what follows for the time being; the next event replaces it.
@@ -102,6 +102,25 @@ class Translation(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TranslationDraft(Event):
+    """The committed words of an unfinished segment, translated for the time being; the next draft or the Translation replaces it."""
+
+    segment: int
+    language: str  # ISO 639-1
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Formatted(Event):
+    """A segment's text in the style that was asked for. It comes after the segment's Final and never changes."""
+
+    segment: int
+    text: str
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped(Event):
     """Audio was lost before it reached the session (a full queue). The stream's time goes on over the gap as silence."""
 
@@ -140,6 +159,8 @@ _NAMES: dict[type[Event], str] = {
     SpeechEnded: "speech_ended",
     Final: "final",
     Translation: "translation",
+    TranslationDraft: "translation_draft",
+    Formatted: "formatted",
     Dropped: "dropped",
     Committed: "committed",
     Ended: "ended",

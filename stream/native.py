@@ -63,7 +63,7 @@ class NativeConnection(Connection):
         return stream
 
     async def _start(self, start: Start) -> Stream:
-        asked = start.model_dump(include={"language", "targets", "glossary", "block_ms"}, exclude_none=True)
+        asked = start.model_dump(exclude={"type", "version", "sample_rate", "channels", "encoding"}, exclude_none=True)
         options = self._options(asked, where="start")
         opus = OpusDecoder(start.channels) if start.encoding == "opus" else None  # first: without PyAV no place is taken
         stream = await self._engine.open(

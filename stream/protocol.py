@@ -13,7 +13,21 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..model.errors import AudioFormatError, DragomanError, OverloadedError, ProtocolError, TaskError
-from .events import Clocks, Committed, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation, to_mapping
+from .events import (
+    Clocks,
+    Committed,
+    Dropped,
+    Ended,
+    Event,
+    Final,
+    Formatted,
+    Partial,
+    SpeechEnded,
+    SpeechStarted,
+    Translation,
+    TranslationDraft,
+    to_mapping,
+)
 from .opus import OPUS_CHANNELS, OPUS_RATE
 from .pcm import HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS, Encoding
 
@@ -66,6 +80,9 @@ class Start(_Message):
     language: str | None = None  # None, here and below: as the server is configured
     targets: tuple[str, ...] | None = Field(default=None, max_length=8)
     glossary: tuple[Annotated[str, Field(max_length=200)], ...] | None = Field(default=None, max_length=200)
+    terms: tuple[Annotated[str, Field(max_length=400)], ...] | None = Field(default=None, max_length=200)  # "de:keeper=Wärter"
+    style: str | None = Field(default=None, max_length=200)
+    translation: Literal["stable", "draft"] | None = None
     block_ms: int | None = Field(default=None, ge=80, le=4000)
 
 
@@ -178,6 +195,8 @@ _EVENTS: dict[str, TypeAdapter[Any]] = {
     "speech_ended": TypeAdapter(SpeechEnded),
     "final": TypeAdapter(Final),
     "translation": TypeAdapter(Translation),
+    "translation_draft": TypeAdapter(TranslationDraft),
+    "formatted": TypeAdapter(Formatted),
     "dropped": TypeAdapter(Dropped),
     "committed": TypeAdapter(Committed),
     "ended": TypeAdapter(Ended),

@@ -16,6 +16,7 @@ from .stats import Stats, Turn
 from .transcript import Transcript
 
 _SMOOTHED_FRAMES = 3
+_FORMATTED_TOKENS = 2  # for one of the transcript
 _TRANSLATION_TOKENS = 4  # for one of the transcript: enough for a language that the vocabulary knows badly
 
 
@@ -41,6 +42,7 @@ class Segment:
         self.heard_frames = 0  # in the trunk, padding left out
         self.padded_frames = 0  # of silence behind them
         self.looped = False
+        self._translated: dict[str, Sequence[int]] = {}  # the last draft for each target
         self._prompts, self._task, self._guards, self._stats = prompts, task, guards, stats
         self._drafting, self._max_draft = drafting, max_draft
 
@@ -87,12 +89,24 @@ class Segment:
         return text.update(found.ids[:kept], found.logprobs[:kept], agreed, heard_ms=heard_ms, word_is_over=word_is_over and is_whole)
 
     def translate(self, target: str) -> Job[str]:
-        """A further turn of the same fork: the committed transcript into ``target``. Raises TaskError."""
+        """A further turn of the same fork: the words committed so far into ``target``. Raises TaskError."""
+        asked = self._prompts.translate(self._task, target)
+        old = self._translated.get(target, ())
+        ids = yield from self._further("translation", asked, old, _TRANSLATION_TOKENS)
+        self._translated[target] = ids
+        return self.transcript.decode(ids).strip()
+
+    def formatted(self) -> Job[str]:
+        """A further turn as well: the committed transcript in the task's style. Raises TaskError."""
+        ids = yield from self._further("formatted", self._prompts.formatted(self._task), (), _FORMATTED_TOKENS)
+        return self.transcript.decode(ids).strip()
+
+    def _further(self, turn: Turn, asked: Sequence[int], old: Sequence[int], tokens_each: int) -> Job[tuple[int, ...]]:
         said = self.transcript.committed_ids
-        forced = [*self._prompts.tail(self._task), *said, *self._prompts.translate(self._task, target)]
-        found = yield from self._fork("translation", forced, (), (), _TRANSLATION_TOKENS * len(said) + 16)
+        forced = [*self._prompts.tail(self._task), *said, *asked]
+        found = yield from self._fork(turn, forced, (), old, tokens_each * len(said) + 16)
         kept, _ = self._guards.keep((), found.ids, stopped=found.stopped)
-        return self.transcript.decode(found.ids[:kept]).strip()
+        return found.ids[:kept]
 
     def _fork(self, turn: Turn, tail: Sequence[int], committed: Sequence[int], old: Sequence[int], limit_tokens: int) -> Job[Hypothesis]:
         """``old``: what was last said in this turn, a draft unless drafts of this kind do not pay."""

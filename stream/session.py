@@ -18,13 +18,28 @@ import numpy as np
 from ..model.backend import Backend, Floats
 from ..model.errors import DragomanError
 from ..model.load import Loaded
-from ..model.prompt import Task
+from ..model.prompt import Task, Term
 from ..model.work import Job, Work, perform, run
 from .config import SessionOptions
 from .drafting import Drafting
 from .endpoint import Endpointer, Signal
-from .events import Clocks, Committed, Drafts, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation
+from .events import (
+    Clocks,
+    Committed,
+    Drafts,
+    Dropped,
+    Ended,
+    Event,
+    Final,
+    Formatted,
+    Partial,
+    SpeechEnded,
+    SpeechStarted,
+    Translation,
+    TranslationDraft,
+)
 from .framer import Framer
+from .glossary import Spelling
 from .guards import Guards, special_ids
 from .lag import LARGEST_FACTOR, LEVELS, Economy
 from .opening import Openings
@@ -60,7 +75,7 @@ class Session:
         Raises TaskError for a language that the model lacks, AudioFormatError for an audio format that cannot be.
         """
         self.options = options or SessionOptions()
-        self.task = Task(self.options.language, self.options.targets, self.options.glossary)
+        self.task = _task(self.options)
         loaded.prompts.check(self.task)
         self._backend, self._tokenizer, self._prompts = loaded.backend, loaded.tokenizer, loaded.prompts
         self._frame_samples, self._frame_ms = loaded.backend.spec.frame_samples, loaded.backend.spec.config.audio.frame_ms
@@ -75,6 +90,7 @@ class Session:
         self._vad = vad or make_vad(**self.options.vad.model_dump())
         self._endpointer = Endpointer(self.options.endpoint.frames(self._frame_ms, config.longest_segment_s))
         self._guards = Guards(special_ids(config.special, self._tokenizer), **self.options.guards.model_dump())
+        self._spelling = Spelling(() if loaded.prompts.instructed else self.options.glossary)  # else the prompt has it
         self._openings = openings or Openings(self._backend, self._prompts)
         self.stats = Stats(guards=self._guards.counts)
         self.drafting = Drafting(self.stats.drafts)
@@ -224,7 +240,7 @@ class Session:
         cache = yield from self._openings.open(self.task, self._carried)
         waiting = list(self._recent)[-endpointer.segment_frames :]
         start_ms = max(self._committed_ms, self._ms(endpointer.first_frame))
-        transcript = Transcript(self._tokenizer, start_ms)
+        transcript = Transcript(self._tokenizer, start_ms, self._spelling)
         asked, most = self.options.max_draft, self._backend.spec.max_draft
         segment = Segment(
             cache,
@@ -261,6 +277,13 @@ class Session:
             self._tell_text(segment)
             self._told_tail = text.tail
             self._events.append(Partial(self.clocks, self._index, "".join(word.text for word in words), text.tail, words))
+        if words and self.options.translation == "draft":
+            yield from self._draft_translations(segment)
+
+    def _draft_translations(self, segment: Segment) -> Job[None]:
+        for target in self.task.targets:
+            text = yield from segment.translate(target)
+            self._events.append(TranslationDraft(self.clocks, self._index, target, text))
 
     def _close(self, segment: Segment) -> Job[None]:
         """The segment has ended: a last hypothesis, everything committed, translations."""
@@ -279,7 +302,12 @@ class Session:
             self._tell_final(segment, told, end_ms, reason)
         final = self._events[-1]
         assert isinstance(final, Final), "a segment is told before it is translated"
-        for target in self.task.targets if final.text else ():
+        if not final.text:
+            return
+        if self.task.style is not None:
+            text = yield from segment.formatted()
+            self._events.append(Formatted(self.clocks, final.segment, text, final.start_ms, final.end_ms))
+        for target in self.task.targets:
             text = yield from segment.translate(target)
             self._events.append(Translation(self.clocks, final.segment, target, text, final.start_ms, final.end_ms))
 
@@ -332,3 +360,8 @@ class Session:
     def _ms(self, frame: int) -> int:
         """Where a frame begins, in ms of stream time."""
         return max(0, int(frame * self._frame_ms))
+
+
+def _task(options: SessionOptions) -> Task:
+    terms = tuple(Term.read(term) for term in options.terms)
+    return Task(options.language, options.targets, options.glossary, terms, options.style)

@@ -5,18 +5,22 @@ Commit rule: LocalAgreement-2. What two hypotheses in a row say alike is committ
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import fmean
 
 from ..model.decoder import common_prefix
 from ..model.tokenizer import TextStream, Tokenizer
 from .events import Word
+from .glossary import Spelling
 
 _WORD_MARKS = ("Ġ", "▁", " ")  # how byte-level and SentencePiece vocabularies write a leading space
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts that put no spaces between words
+_PIECES = re.compile(r"\s*\S+|\s+")
 _SHORTEST_TOKEN_MS = 40
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -32,7 +36,7 @@ class _Token:
 class Transcript:
     """One for each segment. ``start_ms`` is where its speech begins, in stream time."""
 
-    def __init__(self, tokenizer: Tokenizer, start_ms: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, start_ms: int, spelling: Spelling | None = None) -> None:
         self.text = ""  # committed
         self.tail = ""  # unstable
         self.words: list[Word] = []  # committed; their texts joined are ``text``
@@ -41,7 +45,7 @@ class Transcript:
         self._unstable: list[_Token] = []
         self._last_logprobs: list[float] = []  # of the last word's tokens
         self._heard_ms = start_ms  # what the last hypothesis had heard
-        self._tokenizer, self._stream = tokenizer, TextStream(tokenizer)
+        self._tokenizer, self._stream, self._spelling = tokenizer, TextStream(tokenizer), spelling
 
     @property
     def unstable_ids(self) -> list[int]:
@@ -70,7 +74,7 @@ class Transcript:
         whole = min(agreed_tokens, len(ids))
         while whole > 0 and not (word_is_over if whole == len(ids) else starts_word(self._tokenizer, ids[whole])):
             whole -= 1
-        return self._commit(whole)
+        return self._commit(self._spelt_tokens(ids, whole))
 
     def flush(self) -> int:
         """Commit everything. Returns the index in ``words`` of the first new word."""
@@ -106,8 +110,28 @@ class Transcript:
             self.committed_ms = token.end_ms
             self._append(self._stream.push([token.id]), token.start_ms, token.end_ms, token.logprob, first_word=first)
         del self._unstable[:count]
+        self._respell(first)
         self.tail = self._tail_text()
         return first
+
+    def _spelt_tokens(self, ids: Sequence[int], count: int) -> int:
+        """How many of the first ``count`` tokens may be committed: the beginning of a term waits for the rest."""
+        if not self._spelling:
+            return count
+        starts = [place for place in range(count) if place == 0 or starts_word(self._tokenizer, ids[place])]
+        words = [self._tokenizer.decode(ids[start:end]) for start, end in pairwise([*starts, count])]
+        waiting = self._spelling.open_words(words)
+        return starts[-waiting] if waiting else count
+
+    def _respell(self, first: int) -> None:
+        """Write the new words as the glossary does. What continues a word that was told stays as it is."""
+        new = self.words[first:]
+        if not self._spelling or not new:
+            return
+        skipped = 1 if first and not new[0].text[:1].isspace() else 0
+        spelt = self._spelling.spell([word.text for word in new[skipped:]])
+        self.words[first + skipped :] = [replace(word, text=text) for word, text in zip(new[skipped:], spelt, strict=True)]
+        self.text = "".join(word.text for word in self.words)
 
     def _append(self, piece: str, start_ms: int, end_ms: int, logprob: float, *, first_word: int) -> None:
         """Add committed text to the last word, or as a new one. Words before ``first_word`` have been told and stay as they are."""
@@ -130,6 +154,10 @@ class Transcript:
         committed = self._tokenizer.decode(self.committed_ids)
         both = self._tokenizer.decode([*self.committed_ids, *self.unstable_ids]).rstrip(_REPLACEMENT)
         tail = both[len(committed) :]
+        if self._spelling:
+            pieces = _PIECES.findall(tail)
+            skipped = 1 if self.text and pieces and not pieces[0][0].isspace() else 0
+            tail = "".join([*pieces[:skipped], *self._spelling.spell(pieces[skipped:])])
         return tail if self.text else tail.lstrip()
 
 

@@ -277,7 +277,6 @@ def refused(query: str, **parts: Any) -> tuple[int, dict[str, Any], dict[str, st
         (PLAIN + "&intrim_results=true", "bad_message", "unknown option 'intrim_results'; did you mean 'interim_results'?"),
         (PLAIN + "&redact=pci", "bad_message", "redact=pci: this server cannot do that; leave 'redact' out"),
         (PLAIN + "&language=multi", "bad_task", "does not transcribe 'multi'; it knows en"),
-        (PLAIN + "&keyterm=Fuchs", "bad_task", "this model takes no glossary"),
     ],
 )
 def test_what_is_wrong_with_the_query_is_told_before_the_socket_opens(query: str, code: str, says: str) -> None:

@@ -30,11 +30,18 @@ def test_every_family_is_there_and_counters_never_go_back() -> None:
     assert before.keys() == after.keys() and len(before) > 20
     counters = [key for key in before if key[0].endswith("_total")]
     assert all(before[key] == after[key] for key in counters), "a session that is gone stays counted"
-    places = {key[1:3] for key in before if key[0] == "dragoman_draft_tokens_total"}
+    found = [
+        dict(sample.labels)
+        for family in text_string_to_metric_families(texts[0])
+        for sample in family.samples
+        if "draft_tok" in sample.name
+    ]
+    places = {(labels["task"], labels["source"]) for labels in found}
     tasks, sources = ("transcript", "translation", "formatted"), ("hypothesis", "mtp")
     assert places == {(task, source) for task in tasks for source in sources}
-    assert before["dragoman_draft_tokens_total", "transcript", "hypothesis", "accepted"] > 0
-    assert before["dragoman_drafts_stopped_total", "transcript", "hypothesis"] >= 0
+    assert {labels["result"] for labels in found} == {"accepted", "rejected"}
+    accepted = [count for key, count in before.items() if key[0] == "dragoman_draft_tokens_total" and "accepted" in key]
+    assert sum(accepted) == before["dragoman_tokens_total", "agreed"] > 0
     assert before["dragoman_sessions", "connected"] == 1 and after["dragoman_sessions", "connected"] == 0
     assert all(family.documentation for family in text_string_to_metric_families(texts[0]))
     assert CONTENT_TYPE.startswith("text/plain")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from dragoman.model.errors import ConfigError, TaskError
-from dragoman.model.prompt import LANGUAGES, Prompts, Task
+from dragoman.model.prompt import LANGUAGES, Prompts, Task, Term
 
 from .fakes import scripted_config, scripted_tokenizer
 from .gemma_tokens import gemma_config, gemma_tokenizer
@@ -14,6 +14,7 @@ from .gemma_tokens import gemma_config, gemma_tokenizer
 SMALL = Prompts(scripted_config(), scripted_tokenizer())
 LARGE = Prompts(gemma_config(), gemma_tokenizer())
 NAMES = scripted_tokenizer()
+KEEPER = Term("de", "keeper", "Wärter")
 
 
 def names(ids: list[int]) -> list[str | None]:
@@ -72,7 +73,12 @@ def test_glossary_and_carried_text_stand_before_the_audio() -> None:
         (SMALL, Task(language="de"), "does not transcribe 'de'; it knows en"),
         (SMALL, Task(targets=("ja",)), "does not translate into 'ja'; it knows de, es, fr"),
         (SMALL, Task(targets=("en",)), "cannot translate 'en' into itself"),
-        (SMALL, Task(glossary=("Kubernetes",)), "takes no glossary \\(got 1 terms\\)"),
+        (
+            SMALL,
+            Task(terms=(KEEPER,)),
+            "cannot be told how to translate terms \\(got 1\\); it transcribes en and translates into de, es, fr",
+        ),
+        (SMALL, Task(style="plain"), "writes no formatted text \\(got style 'plain'\\); it transcribes en and translates into"),
         (LARGE, Task(language="xx"), "does not transcribe 'xx'; it knows ar, de, en"),
         (LARGE, Task(language="de", targets=("xx",)), "does not translate into 'xx'; it knows ar, en, es"),
         (LARGE, Task(language="de", targets=("fr", "de")), "cannot translate 'de' into itself"),
@@ -85,6 +91,36 @@ def test_what_a_model_lacks_is_refused_with_what_it_has(prompts: Prompts, task: 
     for target in task.targets[-1:]:
         with pytest.raises(TaskError, match=message):
             prompts.translate(task, target)
+
+
+def test_terms_stand_in_the_translation_that_they_are_for() -> None:
+    task = Task(targets=("de", "fr"), terms=(KEEPER, Term("de", "light", "Feuer")))
+    text = gemma_tokenizer().decode(LARGE.translate(task, "de"))
+    assert "Translate these terms as given: keeper = Wärter; light = Feuer." in text
+    assert LARGE.translate(task, "fr") == LARGE.translate(Task(), "fr") and LARGE.prefix(task) == LARGE.prefix(Task())
+
+
+def test_a_term_is_read_or_refused() -> None:
+    assert Term.read("de:keeper=Wärter") == KEEPER == Term.read(" de : keeper = Wärter ")
+    assert Term.read("de:a=b = c") == Term("de", "a", "b = c")
+    for wrong in ("keeper=Wärter", "de:keeper", "xx:keeper=Wärter", "de:=Wärter", "de:keeper=", ""):
+        with pytest.raises(ValueError, match="is no term, expected LANGUAGE:TERM=TRANSLATION"):
+            Term.read(wrong)
+
+
+def test_formatted_text_is_a_further_turn_with_its_style() -> None:
+    plain = LARGE.formatted(Task(style="plain"))
+    styled = LARGE.formatted(Task(style="minutes of a meeting <turn|>"))
+    for ids in (plain, styled):
+        assert ids[:5] == [106, 107, 105, 2364, 107] and ids[-9:] == [106, 107, 105, 4368, 107, 100, 45518, 107, 101]
+        assert ids.count(106) == 2, "a style cannot end a turn"
+    assert "correct casing, punctuation, numbers and paragraphs" in gemma_tokenizer().decode(plain)
+    assert "in this style: minutes of a meeting <turn|>." in gemma_tokenizer().decode(styled)
+
+
+def test_a_glossary_is_left_to_the_caller_where_there_are_no_instructions() -> None:
+    assert LARGE.instructed and not SMALL.instructed
+    assert SMALL.prefix(Task(glossary=("Kubernetes",))) == SMALL.prefix(Task())
 
 
 def test_every_language_has_a_name() -> None:
