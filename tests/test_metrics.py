@@ -30,12 +30,8 @@ def test_every_family_is_there_and_counters_never_go_back() -> None:
     assert before.keys() == after.keys() and len(before) > 20
     counters = [key for key in before if key[0].endswith("_total")]
     assert all(before[key] == after[key] for key in counters), "a session that is gone stays counted"
-    found = [
-        dict(sample.labels)
-        for family in text_string_to_metric_families(texts[0])
-        for sample in family.samples
-        if "draft_tok" in sample.name
-    ]
+    families = text_string_to_metric_families(texts[0])
+    found = [sample.labels for family in families if family.name == "dragoman_draft_tokens" for sample in family.samples]
     places = {(labels["task"], labels["source"]) for labels in found}
     tasks, sources = ("transcript", "translation", "formatted"), ("hypothesis", "mtp")
     assert places == {(task, source) for task in tasks for source in sources}

@@ -358,7 +358,6 @@ def test_a_mistake_is_told_and_the_session_goes_on(message: Any, code: str, para
         ({"format": {"type": "audio/opus"}}, "format.type: Input should be 'audio/pcm', 'audio/pcmu' or 'audio/pcma', got 'audio/opus'"),
         ({"format": {"type": "audio/pcm", "rate": 4000}}, "greater than or equal to 8000, got '4000'"),
         ({"transcription": {"language": "xx"}}, "this model does not transcribe 'xx'; it knows en"),
-        ({"transcription": {"keywords": ["Özdemir"]}}, "this model takes no glossary"),
         ({"transcription": {"languages": ["en"]}}, "unknown key 'session.audio.input.transcription.languages'"),
     ],
 )

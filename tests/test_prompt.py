@@ -76,7 +76,7 @@ def test_glossary_and_carried_text_stand_before_the_audio() -> None:
         (
             SMALL,
             Task(terms=(KEEPER,)),
-            "cannot be told how to translate terms \\(got 1\\); it transcribes en and translates into de, es, fr",
+            "cannot be told how to translate terms \\(got 1\\); it transcribes en",
         ),
         (SMALL, Task(style="plain"), "writes no formatted text \\(got style 'plain'\\); it transcribes en and translates into"),
         (LARGE, Task(language="xx"), "does not transcribe 'xx'; it knows ar, de, en"),
