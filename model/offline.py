@@ -7,6 +7,7 @@ import numpy as np
 from .backend import Floats
 from .config import SAMPLE_RATE
 from .decoder import Hypothesis, hypothesis
+from .errors import TaskError
 from .load import Loaded
 from .prompt import Task
 from .work import Append, Job, Listen
@@ -20,13 +21,39 @@ def transcribe_job(loaded: Loaded, samples: Floats, trailing_s: float = 0.3, *, 
     ``trailing_s`` of faint noise follows the clip, as a live stream goes on after the last word. ``max_draft``: tokens
     of one draft; they change the speed alone.
     """
-    size = loaded.backend.spec.frame_samples
-    rest = np.random.default_rng(0).standard_normal(int(trailing_s * SAMPLE_RATE), dtype=np.float32) * 1e-3
-    wave = np.concatenate([samples, rest])
-    frames = np.pad(wave, (0, -len(wave) % size)).reshape(-1, size)
+    frames = _frames(loaded, samples, trailing_s)
     cache, task = loaded.backend.new_cache(), Task()
     yield Append(cache, np.asarray(loaded.prompts.prefix(task)))
     yield Listen(cache, frames)
-    limit = 8 + int(len(wave) / SAMPLE_RATE * TOKENS_PER_S)
+    limit = 8 + int(len(samples) / SAMPLE_RATE * TOKENS_PER_S + trailing_s * TOKENS_PER_S)
     tail = loaded.prompts.tail(task)
     return (yield from hypothesis(cache, tail, (), (), stop=loaded.prompts.stop, limit_tokens=limit, max_draft=max_draft))
+
+
+def _frames(loaded: Loaded, samples: Floats, trailing_s: float = 0.3) -> Floats:
+    """Whole frames of a clip and the faint noise behind it."""
+    size = loaded.backend.spec.frame_samples
+    rest = np.random.default_rng(0).standard_normal(int(trailing_s * SAMPLE_RATE), dtype=np.float32) * 1e-3
+    wave = np.concatenate([samples, rest])
+    return np.pad(wave, (0, -len(wave) % size)).reshape(-1, size)
+
+
+def translate_job(loaded: Loaded, target: str, *, samples: Floats | None = None, transcript: str | None = None) -> Job[Hypothesis]:
+    """The translation of a clip, of a text, or of a clip whose transcript is known, as a session asks for it.
+
+    Without ``transcript`` the model's own is translated. Raises TaskError for a target that the model lacks.
+    """
+    if samples is None and transcript is None:
+        raise TaskError("nothing to translate: expected samples, a transcript or both")
+    task, prompts, backend = Task(targets=(target,)), loaded.prompts, loaded.backend
+    if transcript is not None:
+        words = loaded.tokenizer.encode(transcript)
+    else:
+        assert samples is not None
+        words = list((yield from transcribe_job(loaded, samples)).ids)
+    cache = backend.new_cache()
+    yield Append(cache, np.asarray(prompts.prefix(task)))
+    if samples is not None:
+        yield Listen(cache, _frames(loaded, samples))
+    tail = [*prompts.tail(task), *words, *prompts.translate(task, target)]
+    return (yield from hypothesis(cache, tail, (), (), stop=prompts.stop, limit_tokens=16 + 3 * len(words), max_draft=0))

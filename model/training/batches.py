@@ -1,5 +1,7 @@
 """Rows of training: ``<bos><audio> frames <end-of-audio><transcribe> text <end>`` in batches of a few fixed shapes.
 
+Some rows go on with ``<de> translation <end>``, as a session asks for one (:mod:`..prompt`, format "tokens").
+
 A batch is a pure function of (seed, step): a run goes on from any step with the very batches it would have seen.
 Axes: B rows, T positions, F clips.
 """
@@ -18,13 +20,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import SAMPLE_RATE
+from ..errors import ConfigError
 from ..store import Clip, Store, read_labels, read_letter_frames, read_word_ends
 from . import augment, text
 from .augment import AugmentOptions
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH, FeatureTable
+from .translations import Translations
 
 FRAME = 640
 IGNORE = -100
+Floats = NDArray[np.float64]
 SHORTEST_SAMPLES, LONGEST_SAMPLES = 4096, int(17.4 * SAMPLE_RATE)  # of the clips that are used
 
 
@@ -39,6 +44,8 @@ class BatchOptions:
     labelled: float = 0.7  # share of clips drawn from those with a transcript
     truncate: float = 0.5  # share of rows whose last utterance is cut at a random moment, with the words heard by then (align.py)
     cut_first: float = 0.3  # of these, the share that holds nothing else; the others are cut where the row is full
+    translate: float = 0.0  # share of transcribed rows whose clips all have a translation, which follows the transcript
+    pairs: float = 0.0  # share of rows without audio: sentences and their translation, which alone is asked for
     mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
@@ -108,6 +115,15 @@ class Speech:
         self.rooms = [self.stores[i].samples(clip) for i, clip in rooms]
         self.chance = np.cumsum(np.asarray(weights) / sum(weights))
 
+    def translated(self, translations: Translations) -> dict[str, tuple[list[int], Floats]]:
+        """Language → (places in ``labelled`` of the clips with a translation, their cumulated chances), where there are any."""
+        chances, found = np.diff(self.chance, prepend=0.0), dict[str, tuple[list[int], Floats]]()
+        for language in translations.languages():
+            places = [i for i, (_, _, words) in enumerate(self.labelled) if translations.of(words, language)]
+            if places:
+                found[language] = places, np.cumsum(chances[places] / chances[places].sum())
+        return found
+
     def draw(self, rng: np.random.Generator, labelled: bool) -> tuple[int, Clip, str]:
         if labelled or not self.unlabelled:
             return self.labelled[min(int(np.searchsorted(self.chance, rng.random())), len(self.labelled) - 1)]
@@ -117,8 +133,13 @@ class Speech:
 class Batches(Dataset[Batch]):
     """``batches[step]`` → Batch."""
 
-    def __init__(self, speech: Speech, tokenizer: tokenizers.Tokenizer, options: BatchOptions, seed: int) -> None:
+    def __init__(
+        self, speech: Speech, tokenizer: tokenizers.Tokenizer, options: BatchOptions, seed: int, translations: Translations | None = None
+    ) -> None:
         self.speech, self.tokenizer, self.options, self.seed = speech, tokenizer, options, seed
+        if translations is None and (options.translate or options.pairs):
+            raise ConfigError(f"batches.translate is {options.translate} and batches.pairs {options.pairs}, but there are no translations")
+        self.translations, self._translated = translations, speech.translated(translations) if translations and options.translate else {}
         self._counts: dict[str, int] = {}  # tokens of each transcript met so far
 
     def __len__(self) -> int:
@@ -132,6 +153,8 @@ class Batches(Dataset[Batch]):
 
     def _row(self, length: int, rng: np.random.Generator) -> _Row:
         row, options = _Row(), self.options
+        if options.pairs and self.translations is not None and rng.random() < options.pairs:
+            return self._pairs(self.translations, row, length, rng)
         row.silence(int(rng.integers(0, 2 * FRAME)) if rng.random() < 0.7 else int(rng.integers(0, 16_000)))
         if rng.random() < options.silence:
             row.silence(int(rng.integers(FRAME, (length - 8) * FRAME)))
@@ -140,7 +163,7 @@ class Batches(Dataset[Batch]):
             self._speak(row, length, rng)
         if not row.cut:
             row.silence(int(rng.integers(0, 8_000)))
-        room = (length - 4 - len(row.tokens)) * FRAME
+        room = (length - 4 - row.text_tokens) * FRAME
         samples = np.concatenate(row.parts)[:room]
         noise = None
         if self.speech.noise:
@@ -151,14 +174,16 @@ class Batches(Dataset[Batch]):
         return row
 
     def _speak(self, row: _Row, length: int, rng: np.random.Generator) -> None:
-        """Fill a row with utterances; a row is either all transcribed or all without text."""
+        """Fill a row with utterances; a row is either all transcribed or all without text, and all translated or none."""
         row.labelled = bool(rng.random() < self.options.labelled)
-        may_cut = not row.labelled or rng.random() < self.options.truncate
+        if row.labelled and self._translated and rng.random() < self.options.translate:
+            row.language = sorted(self._translated)[int(rng.integers(len(self._translated)))]
+        may_cut = not row.labelled or (rng.random() < self.options.truncate and row.language is None)
         cut_first, misses = row.labelled and may_cut and rng.random() < self.options.cut_first, 0
         while misses < 24:  # a short clip that fills the row's rest is worth looking for: padding costs as much as speech
-            which, clip, words = self.speech.draw(rng, row.labelled)
+            (which, clip, words), other = self._draw(row, rng)
             slowest = 1 + self.options.augment.speed
-            room = length - row.samples // FRAME - len(row.tokens) - self._count(words) - 20
+            room = length - row.samples // FRAME - row.text_tokens - self._count(words) - self._count(other) - 20
             fits = clip.seconds * slowest * 25 <= room
             cuttable = may_cut and (cut_first or misses > 8) and (not row.labelled or clip.id in self.speech.word_ends[which])
             if cuttable and room > 16:
@@ -169,9 +194,32 @@ class Batches(Dataset[Batch]):
                 misses += 1
                 continue
             self._add(row, which, clip, words, rng)
+            row.translation += self.tokenizer.encode(other).ids if other else []
             if rng.random() > self.options.several and row.samples > length * FRAME // 4:
                 break
             row.silence(int(rng.integers(1_600, 12_000)))
+
+    def _draw(self, row: _Row, rng: np.random.Generator) -> tuple[tuple[int, Clip, str], str]:
+        """An utterance, and its translation into the row's language ("" where it has none)."""
+        if row.language is None or self.translations is None:
+            return self.speech.draw(rng, row.labelled), ""
+        places, chance = self._translated[row.language]
+        drawn = self.speech.labelled[places[min(int(np.searchsorted(chance, rng.random())), len(places) - 1)]]
+        known = self.translations.of(drawn[2], row.language)
+        return drawn, known[int(rng.integers(len(known)))]
+
+    def _pairs(self, translations: Translations, row: _Row, length: int, rng: np.random.Generator) -> _Row:
+        """Up to six sentences, then their translations. Their words are not asked for: nothing was heard that would say them."""
+        row.language = translations.languages()[int(rng.integers(len(translations.languages())))]
+        row.labelled, row.asks_words = True, False
+        for _ in range(int(rng.integers(1, 7))):
+            english, other = translations.draw(row.language, rng)
+            if row.text_tokens + self._count(english) + self._count(other) > length - 8:
+                break
+            self._write(row, english, None, 1.0)
+            row.translation += self.tokenizer.encode(other).ids
+        row.finish(np.zeros(0, np.float32), self.options, rng)
+        return row
 
     def _write(self, row: _Row, words: str, letters: list[int] | None, factor: float) -> None:
         """Append the tokens of a transcript, and the frames in which its letters are heard; a mark goes with the letter before."""
@@ -227,11 +275,19 @@ class _Row:
         self.labelled = False
         self.cut = False  # the audio ends inside an utterance
         self.tokens: list[int] = []
+        self.language: str | None = None  # translated into
+        self.translation: list[int] = []
+        self.asks_words = True
         self.windows: list[tuple[int, int]] = []  # for each token the frames in which its word is heard
         self.characters: list[int] = []
         self.targets: list[
             tuple[int, int, float, NDArray[np.float16], NDArray[np.int8] | None]
         ] = []  # start, samples, speed, rows, classes
+
+    @property
+    def text_tokens(self) -> int:
+        """Of the transcript, and of the translation with the two tokens around it."""
+        return len(self.tokens) + (0 if self.language is None else len(self.translation) + 2)
 
     def silence(self, samples: int) -> None:
         self.parts.append(np.zeros(samples, np.float32))
@@ -277,11 +333,17 @@ def _collate(rows: list[_Row], length: int, spread: tuple[NDArray[np.float32], N
         ids[i, :2], is_text[i, :2] = (text.BOS, text.BEGIN_AUDIO), True
         places.append(i * length + 2 + row.feature_frames)
         if row.labelled:
-            tail = [text.END_AUDIO, text.TRANSCRIBE, *row.tokens, text.END][: length - 2 - n]
+            tail = [text.END_AUDIO, text.TRANSCRIBE, *row.tokens, text.END]
+            if row.language is not None:
+                tail += [text.TRANSLATE[row.language], *row.translation, text.END]
+            said, tail = len(row.tokens), tail[: length - 2 - n]
             ids[i, 2 + n : 2 + n + len(tail)] = tail
             is_text[i, 2 + n : 2 + n + len(tail)] = True
             labels[i, 3 + n : 1 + n + len(tail)] = tail[2:]
-            heard = np.asarray(row.windows, np.int64).reshape(-1, 2)[: len(tail) - 3]
+            labels[i, 4 + n + said : 5 + n + said] = IGNORE  # who asks says into which language
+            if not row.asks_words:
+                labels[i, 3 + n : 4 + n + said] = IGNORE
+            heard = np.asarray(row.windows, np.int64).reshape(-1, 2)[: min(said, len(tail) - 3)]
             known = heard[:, 0] >= 0
             windows[i, 3 + n : 3 + n + len(heard)][known] = 2 + np.clip(heard[known], 0, n - 1)
     features = np.concatenate([row.features for row in rows])

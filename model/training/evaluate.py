@@ -1,6 +1,10 @@
-"""Word error rate of a model folder on the dev splits of a store, whole clips at once ("offline").
+"""Word error rate of a model folder on the dev splits of a store, whole clips at once ("offline"); BLEU and chrF of its translations.
 
     python -m dragoman.model.training.evaluate --store FOLDER --model small --split dev-clean
+    python -m dragoman.model.training.evaluate --model small --to de --pairs en-de.tsv.xz                      # from the English text
+    python -m dragoman.model.training.evaluate --model small --to de --pairs en-de.tsv.xz --store FOLDER --split held-out   # from speech
+
+Translation is measured on the 1,000 held-out pairs of the file; from speech, on the clips that say their English sides.
 
 The figure through the session that users meet comes from bench/streaming_wer.py; it may be at most a point worse.
 """
@@ -10,19 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
+from sacrebleu.metrics import BLEU, CHRF  # pyright: ignore[reportMissingTypeStubs]
 
 from ..load import Loaded, load
-from ..offline import transcribe_job
+from ..offline import transcribe_job, translate_job
 from ..scoring import WordErrors, word_errors
 from ..store import Clip, Store
 from ..work import run_together
 from .augment import rms
+from .sentences import plain
+from .translations import Pair, read_held_out
 
 
 def offline(loaded: Loaded, store: Store, clips: Sequence[Clip], *, batch: int = 16, noise_db: float | None = None) -> list[str]:
@@ -61,9 +69,44 @@ def report(
     return word_errors([p["reference"] for p in pairs], [p["hypothesis"] for p in pairs]), pairs
 
 
+def translation_report(
+    loaded: Loaded, target: str, held_out: Sequence[Pair], store: Store | None, split: str, *, limit: int | None, noise_db: float | None
+) -> tuple[str, list[dict[str, str]]]:
+    """BLEU and chrF (sacrebleu) as a line, and the triples behind them; without a store the English text is translated."""
+    references: dict[str, list[str]] = defaultdict(list)
+    for english, other in held_out:
+        references[plain(english)].append(other)
+    if store is None:
+        wanted = [(english, None) for english in dict.fromkeys(english for english, _ in held_out)][:limit]
+    else:
+        wanted = [(clip.text, clip) for clip in store.clips if clip.split == split and plain(clip.text) in references][:limit]
+    if not wanted:
+        raise SystemExit(f"no clip of split {split!r} says the English side of a held-out pair")
+    texts: list[str] = []
+    for english, clip in track(wanted, description=f"translating into {target}"):
+        heard = None if clip is None or store is None else noisy(store, clip, noise_db)
+        job = translate_job(loaded, target, samples=heard, transcript=english if clip is None else None)
+        texts.append(loaded.tokenizer.decode(run_together(loaded.backend, [job])[0].ids).strip())
+    triples = [{"english": e, "reference": references[plain(e)][0], "hypothesis": t} for (e, _), t in zip(wanted, texts, strict=True)]
+    return translation_scores(texts, [references[plain(english)] for english, _ in wanted]), triples
+
+
+def translation_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> str:
+    """Corpus BLEU and chrF2 with their signatures; a text may have several references."""
+    most = max(len(each) for each in references)
+    streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
+    lines: list[str] = []
+    for metric in (BLEU(), CHRF()):
+        score = metric.corpus_score(list(texts), streams)
+        lines.append(f"{score.name} {score.score:.1f} ({metric.get_signature()})")
+    return "; ".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, required=True, help="folder made by the training reader, with dev clips")
+    parser.add_argument("--store", type=Path, help="folder made by the training reader, with dev clips")
+    parser.add_argument("--to", help="measure translation into this language instead")
+    parser.add_argument("--pairs", type=Path, help="with --to: file of English TAB other, the last pairs of which are held out")
     parser.add_argument("--model", default="small")
     parser.add_argument("--split", nargs="+", default=["dev-clean"])
     parser.add_argument("--limit", type=int, help="only the first clips of each split")
@@ -71,11 +114,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write references and hypotheses here, one JSON object a line")
     given = parser.parse_args(arguments)
-    loaded, store = load(given.model, threads=given.threads), Store(given.store)
-    for split in given.split:
+    if (given.to is None) != (given.pairs is None) or (given.to is None and given.store is None):
+        parser.error("expected --store, or --to and --pairs together")
+    loaded, store = load(given.model, threads=given.threads), None if given.store is None else Store(given.store)
+    held_out = [] if given.pairs is None else read_held_out(given.pairs)
+    for split in given.split if store is not None else ["text"]:
         begin = time.monotonic()
-        errors, pairs = report(loaded, store, split, limit=given.limit, noise_db=given.noise_db)
-        print(f"{split}: {errors}, {len(pairs)} clips, {time.monotonic() - begin:.0f} s")
+        if given.to is not None:
+            line, pairs = translation_report(loaded, given.to, held_out, store, split, limit=given.limit, noise_db=given.noise_db)
+        else:
+            assert store is not None
+            line, pairs = report(loaded, store, split, limit=given.limit, noise_db=given.noise_db)
+        print(f"{split}: {line}, {len(pairs)} clips or sentences, {time.monotonic() - begin:.0f} s")
         if given.out is not None:
             with given.out.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"split": split, **pair}) + "\n" for pair in pairs)

@@ -43,6 +43,7 @@ from .store import build_from_folder, build_from_shards
 from .student import LAYER_KINDS, Depths, Student
 from .teachers import write_features
 from .trainer import Trainer, TrainOptions
+from .translations import Translations
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class RunOptions:
     folder: str  # checkpoints and log
     stores: tuple[StoreOptions, ...]
     sentences: tuple[str, ...] = ()  # text files, one sentence a line: tokenizer and case
+    translations: dict[str, str] = field(default_factory=dict)  # language → pair file, English TAB other; batches.translate, batches.pairs
     probe_split: str | None = None  # dev split of the first store that is looked at while the run goes on
     start_from: str | None = None  # a model folder whose weights a new run begins with (fine-tuning)
     sizes: SizeOptions = field(default_factory=SizeOptions)
@@ -201,14 +203,17 @@ def build_trainer(options: RunOptions) -> Trainer:
         student.projector.load_state_dict(given.projector.state_dict())
     tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
     (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
-    trainer = Trainer(student, Batches(_speech(options), tokenizer, options.batches, options.train.seed), run, options.train)
+    trainer = Trainer(student, _batches(options, tokenizer, options.train.seed), run, options.train)
     trainer.resume()
     return trainer
 
 
-def _speech(options: RunOptions) -> Speech:
+def _batches(options: RunOptions, tokenizer: tokenizers.Tokenizer, seed: int) -> Batches:
     stores = [(_path(store.folder), store.weight) for store in options.stores]
-    return Speech(stores, _case(options.sentences), labels=[store.labels for store in options.stores])
+    speech = Speech(stores, _case(options.sentences), labels=[store.labels for store in options.stores])
+    dev = [clip.text for store in speech.stores for clip in store.clips if clip.split.startswith("dev")]
+    files = {language: _path(name) for language, name in options.translations.items()}
+    return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None)
 
 
 def build_drafter(options: RunOptions) -> Acceptance | None:
@@ -220,7 +225,7 @@ def build_drafter(options: RunOptions) -> Acceptance | None:
         sizes = json.loads((run / "sizes.json").read_text())
         package(run / "checkpoint.pt", sizes, run / "tokenizer.json", folder)
     model, tokenizer = load_model(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    drafter = train_drafter(model, Batches(_speech(options), tokenizer, options.batches, wanted.seed), wanted)
+    drafter = train_drafter(model, _batches(options, tokenizer, wanted.seed), wanted)
     out = run / "assistant" if wanted.out is None else _path(wanted.out)
     save_assistant(out, drafter)
     if options.probe_split is None:

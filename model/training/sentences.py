@@ -3,7 +3,8 @@
     python -m dragoman.model.training.sentences --text FOLDER --manifest FILE --out FOLDER
 
 FOLDER holds ``sentences-en.txt.xz`` (one sentence a line) and pairs ``en-<language>.tsv.xz`` (English TAB other). Written are
-``sentences.txt`` (what synthetic voices read) and ``pairs-en.txt`` (English sides of the pairs). Left out: transcripts of every dev
+``sentences.txt`` (what synthetic voices read), ``pairs-en.txt`` (English sides of the pairs) and ``held-out-<language>.txt`` (English
+sides of the pairs that measure translation, for a store that is only measured on). Left out of the first two: transcripts of every dev
 split, the last 1,000 pairs of each language after a shuffle with seed 0 (they measure translation), and from the first file what is
 in the training transcripts already.
 """
@@ -18,6 +19,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..errors import ConfigError
+
 HELD_OUT_PAIRS = 1000
 MOST_SENTENCES = 40_000
 
@@ -29,7 +32,19 @@ def plain(sentence: str) -> str:
 
 def read_pairs(path: Path) -> tuple[list[str], list[str]]:
     """English sides of a pair file: (for training, held out)."""
-    pairs = [line.split("\t")[0] for line in _lines(path)]
+    kept, held = split_pairs(path)
+    return [english for english, _ in kept], [english for english, _ in held]
+
+
+def split_pairs(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(English, other) pairs of a file: (for training, held out). Raises ConfigError for a line without a TAB, or too few lines."""
+    lines = [line.split("\t") for line in _lines(path)]
+    short = next((number for number, line in enumerate(lines, 1) if len(line) < 2), None)
+    if short is not None:
+        raise ConfigError(f"{path}, line {short}: expected English TAB other, got {lines[short - 1][0]!r}")
+    if len(lines) <= HELD_OUT_PAIRS:
+        raise ConfigError(f"{path} has {len(lines)} pairs, expected more than the {HELD_OUT_PAIRS} that are held out")
+    pairs = [(line[0], line[1]) for line in lines]
     random.Random(0).shuffle(pairs)
     return pairs[:-HELD_OUT_PAIRS], pairs[-HELD_OUT_PAIRS:]
 
@@ -45,7 +60,8 @@ def write(text_folder: Path, manifest: Path, out: Path) -> tuple[int, int]:
         rows = [(row["split"], plain(row["text"] or "")) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
     dev = {words for split, words in rows if split.startswith("dev")}
     train = {words for split, words in rows if split == "train"}
-    parts = [read_pairs(path) for path in sorted(text_folder.glob("en-*.tsv.xz"), key=lambda path: path.name)]
+    files = sorted(text_folder.glob("en-*.tsv.xz"), key=lambda path: path.name)
+    parts = [read_pairs(path) for path in files]
     held_out = {plain(sentence) for _, held in parts for sentence in held}
     prompts = choose(_lines(text_folder / "sentences-en.txt.xz"), dev | train | held_out, least_words=4)
     pairs = choose((sentence for kept, _ in parts for sentence in kept), dev | held_out, least_words=5)
@@ -56,11 +72,14 @@ def write(text_folder: Path, manifest: Path, out: Path) -> tuple[int, int]:
     prompts = prompts[:MOST_SENTENCES]
     (out / "sentences.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     (out / "pairs-en.txt").write_text("\n".join(pairs) + "\n", encoding="utf-8")
+    for path, (_, held) in zip(files, parts, strict=True):
+        language = path.name.removeprefix("en-").removesuffix(".tsv.xz")
+        (out / f"held-out-{language}.txt").write_text("\n".join(held) + "\n", encoding="utf-8")
     return len(prompts), len(pairs)
 
 
 def _lines(path: Path) -> list[str]:
-    with lzma.open(path, "rt", encoding="utf-8") as file:
+    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
         return file.read().splitlines()
 
 

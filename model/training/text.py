@@ -31,6 +31,7 @@ SPECIAL_TOKENS = (
 )
 PAD, END, BOS, BEGIN_AUDIO, END_AUDIO = range(5)
 TRANSCRIBE = SPECIAL_TOKENS.index("<|transcribe|>")
+TRANSLATE = {code: SPECIAL_TOKENS.index(f"<|{code}|>") for code in ("de", "fr", "es")}
 
 CTC_CHARACTERS = "_ abcdefghijklmnopqrstuvwxyz'0123456789"  # 0 is CTC's blank
 SPACE = 1
