@@ -15,10 +15,11 @@ from dragoman.model.errors import AudioFormatError, ConfigError  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.align import spread_characters, viterbi, word_ends  # noqa: E402
-from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions, Speech  # noqa: E402
+from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.optim import orthogonalise  # noqa: E402
 from dragoman.model.training.package import config_of  # noqa: E402
 from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
+from dragoman.model.training.speech import Speech  # noqa: E402
 from dragoman.model.training.store import StoreWriter, build_from_folder  # noqa: E402
 from dragoman.model.training.student import Depths, LossWeights, Student  # noqa: E402
 from dragoman.model.training.teachers import WIDTH  # noqa: E402

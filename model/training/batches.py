@@ -8,9 +8,7 @@ Axes: B rows, T positions, F clips.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -19,18 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import SAMPLE_RATE
 from ..errors import ConfigError
-from ..store import Clip, Store, read_labels, read_letter_frames, read_word_ends
+from ..store import Clip
 from . import augment, text
 from .augment import AugmentOptions
-from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH, FeatureTable
+from .speech import Speech
+from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH
 from .translations import Translations
 
 FRAME = 640
 IGNORE = -100
-Floats = NDArray[np.float64]
-SHORTEST_SAMPLES, LONGEST_SAMPLES = 4096, int(17.4 * SAMPLE_RATE)  # of the clips that are used
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,68 +62,6 @@ class Batch:
     ctc_lengths: Tensor  # [B] int64; 0: no transcript
     audio_frames: Tensor  # [B] int64
     audio_seconds: float
-
-
-class Speech:
-    """All stores of a run: clips with a transcript, clips without, noise and rooms.
-
-    ``labels``: for each store None, or how much a second of speech with the teachers' text (:mod:`.labels`) counts beside a second of
-    transcribed speech; then upper-case transcripts are taken as the teachers write them, too.
-    """
-
-    def __init__(
-        self,
-        folders: Sequence[tuple[Path, float]],
-        case: text.TrueCaser | None,
-        *,
-        split: str = "train",
-        labels: Sequence[float | None] | None = None,
-    ) -> None:
-        self.stores = [Store(folder) for folder, _ in folders]
-        self.tables = [FeatureTable(folder) for folder, _ in folders]
-        self.characters = [FeatureTable(folder, "characters", np.int8, 1) for folder, _ in folders]
-        self.word_ends = [read_word_ends(folder) for folder, _ in folders]
-        self.letters = [read_letter_frames(folder) for folder, _ in folders]
-        full = next((table for table in self.tables if len(table)), None)
-        self.spread = full.spread() if full is not None else (np.zeros(WIDTH, np.float32), np.ones(WIDTH, np.float32))
-        self.labelled: list[tuple[int, Clip, str]] = []
-        self.unlabelled: list[tuple[int, Clip, str]] = []
-        self.noise: list[tuple[int, Clip]] = []
-        rooms: list[tuple[int, Clip]] = []
-        weights: list[float] = []
-        for i, (store, (folder, weight)) in enumerate(zip(self.stores, folders, strict=True)):
-            pseudo = labels[i] if labels is not None else None
-            known = {} if pseudo is None else {row.clip_id: row for row in read_labels(folder).values() if row.text}
-            for clip in store.clips:
-                usable, label = SHORTEST_SAMPLES <= clip.samples <= LONGEST_SAMPLES, known.get(clip.id)
-                if clip.split == split and clip.text and usable:
-                    self.labelled.append((i, clip, label.text if label else case(clip.text) if case else clip.text))
-                    weights.append(weight * min(clip.seconds, 12.0))
-                elif clip.split == "unlabelled" and usable and pseudo and label:
-                    self.labelled.append((i, clip, label.text))
-                    weights.append(weight * pseudo * min(clip.seconds, 12.0))
-                elif clip.split == "unlabelled" and usable:
-                    self.unlabelled.append((i, clip, ""))
-                elif clip.split == "noise":
-                    self.noise.append((i, clip))
-                elif clip.split == "rir":
-                    rooms.append((i, clip))
-        self.rooms = [self.stores[i].samples(clip) for i, clip in rooms]
-        self.chance = np.cumsum(np.asarray(weights) / sum(weights))
-
-    def translated(self, translations: Translations) -> dict[str, tuple[list[int], Floats]]:
-        """Language → (places in ``labelled`` of the clips with a translation, their cumulated chances), where there are any."""
-        chances, found = np.diff(self.chance, prepend=0.0), dict[str, tuple[list[int], Floats]]()
-        for language in translations.languages():
-            places = [i for i, (_, _, words) in enumerate(self.labelled) if translations.of(words, language)]
-            if places:
-                found[language] = places, np.cumsum(chances[places] / chances[places].sum())
-        return found
-
-    def draw(self, rng: np.random.Generator, labelled: bool) -> tuple[int, Clip, str]:
-        if labelled or not self.unlabelled:
-            return self.labelled[min(int(np.searchsorted(self.chance, rng.random())), len(self.labelled) - 1)]
-        return self.unlabelled[int(rng.integers(len(self.unlabelled)))]
 
 
 class Batches(Dataset[Batch]):

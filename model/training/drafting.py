@@ -192,7 +192,7 @@ def train_drafter(model: Model, batches: Dataset[Batch], options: DrafterOptions
 
 
 def save_assistant(folder: Path, drafter: Drafter) -> None:
-    """An assistant folder, as ``load(assistant=...)`` and ``--assistant`` take it; float16, as the model's."""
+    """An assistant folder, as ``load(assistant=...)`` and the option ``model.assistant`` take it; float16, as the model's."""
     save_drafter(folder, drafter, dtype=torch.float16)
     section = text_section(drafter.config.text) | {"num_kv_shared_layers": drafter.config.text.num_layers}
     config: dict[str, Any] = {

@@ -17,11 +17,11 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
-from sacrebleu.metrics import BLEU, CHRF  # pyright: ignore[reportMissingTypeStubs]
 
 from ..load import Loaded, load
 from ..offline import transcribe_job, translate_job
@@ -93,8 +93,11 @@ def translation_report(
 
 def translation_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> str:
     """Corpus BLEU and chrF2 with their signatures; a text may have several references."""
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
     most = max(len(each) for each in references)
-    streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
+    streams: Any = [[each[i] if i < len(each) else None for each in references] for i in range(most)]  # None: no further one
     lines: list[str] = []
     for metric in (BLEU(), CHRF()):
         score = metric.corpus_score(list(texts), streams)

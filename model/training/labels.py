@@ -22,8 +22,8 @@ from rich.progress import track
 from ..scoring import normalise
 from ..store import Clip, Label, Store, read_labels
 from . import text
-from .batches import LONGEST_SAMPLES, SHORTEST_SAMPLES
 from .recognisers import MoonshineDecoder, Whisper
+from .speech import LONGEST_SAMPLES, SHORTEST_SAMPLES
 from .teachers import SPREAD, FeatureTable, MoonshineEncoder
 
 MOST_MUTUAL = 0.15

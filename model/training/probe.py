@@ -12,7 +12,8 @@ import torch
 from ..scoring import word_errors
 from . import text
 from .augment import AugmentOptions
-from .batches import Batch, Batches, BatchOptions, Speech
+from .batches import Batch, Batches, BatchOptions
+from .speech import Speech
 from .student import LossWeights, Student
 
 PLAIN = AugmentOptions(speed=0.0, noise=0.0, hiss=0.0, room=0.0, tilt=0.0, band=0.0)

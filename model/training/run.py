@@ -33,12 +33,13 @@ from ..load import load
 from ..store import Store
 from . import text
 from .align import align, train_probe
-from .batches import Batches, BatchOptions, Speech
+from .batches import Batches, BatchOptions
 from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
 from .labels import write_labels
 from .package import config_of, package
 from .plot import plot, read_log
 from .probe import Probe
+from .speech import Speech
 from .store import build_from_folder, build_from_shards
 from .student import LAYER_KINDS, Depths, Student
 from .teachers import write_features
