@@ -77,6 +77,12 @@ class GuardOptions(_Section):
     floor_tokens: int = Field(default=8, ge=1, le=1000, description="tokens that any segment may hold")
     loop_tokens: int = Field(default=12, ge=2, le=1000, description="a repetition over so many tokens in loop_copies copies is cut")
     loop_copies: int = Field(default=3, ge=2, le=100, description="see loop_tokens")
+    words_per_second: float = Field(
+        default=6.0,
+        gt=0,
+        le=100,
+        description="more words than that and four are an answer, not a transcript (models with instructions)",
+    )
 
 
 class SessionOptions(_Section):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..model.config import SpecialIds
 from ..model.tokenizer import Tokenizer
+from .answers import Doubt, doubt
 
 _CONTROL_NAMES = ("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|transcribe|>")
 _LONGEST_PERIOD_TOKENS = 24
@@ -20,17 +21,30 @@ class GuardCounts:
     capped: int = 0  # hypotheses that ran into the cap on tokens per second
     loops: int = 0  # hypotheses cut at a repetition
     special: int = 0  # hypotheses cut at a token that is not text
+    answers: int = 0  # hypotheses that were a model's answer to the audio
+    reheard: int = 0  # segments heard again with a firmer prompt because of one
     silent_frames: int = 0  # frames that never reached the model
 
 
 class Guards:
     """The guards of one session."""
 
-    def __init__(self, special: Iterable[int], *, tokens_per_second: float, floor_tokens: int, loop_tokens: int, loop_copies: int) -> None:
+    def __init__(
+        self,
+        special: Iterable[int],
+        *,
+        tokens_per_second: float,
+        floor_tokens: int,
+        loop_tokens: int,
+        loop_copies: int,
+        words_per_second: float = 6.0,
+        language: str = "en",
+    ) -> None:
         self.counts = GuardCounts()
         self._special = frozenset(special)
         self._tokens_per_second, self._floor_tokens = tokens_per_second, floor_tokens
         self._loop_tokens, self._loop_copies = loop_tokens, loop_copies
+        self._words_per_second, self._language = words_per_second, language
 
     def limit_tokens(self, speech_s: float, committed_tokens: int) -> int:
         """How many more tokens a segment with ``speech_s`` seconds of audio may hold."""
@@ -52,6 +66,12 @@ class Guards:
             return kept, False
         self.counts.loops += 1
         return max(0, cut - len(committed)), True
+
+    def doubt(self, text: str, audio_s: float) -> Doubt | None:
+        """Why a segment's whole text may be an answer to its audio; None: it may have been said."""
+        found = doubt(text, language=self._language, audio_s=audio_s, words_per_second=self._words_per_second)
+        self.counts.answers += found is not None
+        return found
 
 
 def find_loop(ids: Sequence[int], least_tokens: int, least_copies: int) -> int | None:

@@ -35,6 +35,11 @@ class Openings:
         yield Append(cache, np.array(whole[len(before) :], dtype=np.int64), wanted=1)
         return cache
 
+    def open_firmly(self, task: Task) -> Job[Cache]:
+        """A fresh cache for a segment that was answered instead of transcribed. Raises TaskError."""
+        cache = yield from self._stored(tuple(self._prompts.firm_opening(task)))
+        return cache.copy()
+
     def _stored(self, ids: tuple[int, ...]) -> Job[Cache]:
         if ids in self._caches:
             self._caches.move_to_end(ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from ..model.backend import Cache, Floats
 from ..model.decoder import Hypothesis, common_prefix, hypothesis
 from ..model.prompt import Prompts, Task
 from ..model.work import Job, Listen
+from .answers import PARDONED
 from .drafting import Drafting
 from .guards import Guards
 from .stats import Stats, Turn
@@ -35,13 +36,17 @@ class Segment:
         stats: Stats,
         drafting: Drafting,
         max_draft: int,
+        reopen: Callable[[], Job[Cache]] | None = None,
     ) -> None:
-        """``first_frame``: where the segment begins, counted from the beginning of the stream."""
+        """``first_frame``: where the segment begins, counted from the beginning of the stream. ``reopen``: a fresh cache with a firmer
+        prompt, for a model that may answer what it hears; without it nothing is checked for answers."""
         self.cache, self.transcript, self.first_frame = cache, transcript, first_frame
         self.waiting: list[Floats] = []  # frames [frame_samples], not yet in the trunk
         self.heard_frames = 0  # in the trunk, padding left out
         self.padded_frames = 0  # of silence behind them
-        self.looped = False
+        self.looped = False  # or answered: its text must not lead the next segment astray
+        self._reopen, self._is_firm, self._insisted = reopen, False, False
+        self._frames: list[Floats] = []  # [n, frame_samples] each; kept as long as they may have to be heard again
         self._translated: dict[str, Sequence[int]] = {}  # the last draft for each target
         self._prompts, self._task, self._guards, self._stats = prompts, task, guards, stats
         self._drafting, self._max_draft = drafting, max_draft
@@ -54,7 +59,10 @@ class Segment:
     def listen(self) -> Job[None]:
         """Append the waiting frames to the trunk. On an error they go on waiting."""
         if self.waiting:
-            yield Listen(self.cache, np.stack(self.waiting))
+            frames = np.stack(self.waiting)
+            yield Listen(self.cache, frames)
+            if self._reopen is not None and not self._is_firm:
+                self._frames.append(frames)
             self.heard_frames += len(self.waiting)
             self.waiting = []
 
@@ -73,20 +81,59 @@ class Segment:
     def pad(self, frames: int, frame_samples: int) -> Job[None]:
         """Append silence that takes no stream time: a model that hears with a delay needs it before its last hypothesis."""
         if frames > 0:
-            yield Listen(self.cache, np.zeros((frames, frame_samples), np.float32))
+            padding = np.zeros((frames, frame_samples), np.float32)
+            yield Listen(self.cache, padding)
             self.padded_frames += frames
+            if self._reopen is not None and not self._is_firm:
+                self._frames.append(padding)
 
     def guess(self, *, audio_s: float, heard_ms: int, word_is_over: bool) -> Job[int]:
         """One fork: a new hypothesis, its agreed part committed. ``audio_s``: length of the segment so far; ``heard_ms``: where the speech
         in it ends. Returns the index of the first new word in ``transcript.words``."""
         text, draft = self.transcript, self.transcript.unstable_ids
         limit_tokens = self._guards.limit_tokens(audio_s, len(text.committed_ids))
-        found = yield from self._fork("transcript", self._prompts.tail(self._task), text.committed_ids, draft, limit_tokens)
-        kept, looped = self._guards.keep(text.committed_ids, found.ids, stopped=found.stopped)
-        self.looped = self.looped or looped
+        found, kept = yield from self._say(draft, limit_tokens)
+        if self._reopen is not None:
+            found, kept = yield from self._without_answer(found, kept, draft, limit_tokens, audio_s)
         agreed = min(common_prefix(found.ids, draft), kept)
         is_whole = kept == len(found.ids) and found.stopped
         return text.update(found.ids[:kept], found.logprobs[:kept], agreed, heard_ms=heard_ms, word_is_over=word_is_over and is_whole)
+
+    def _say(self, draft: Sequence[int], limit_tokens: int) -> Job[tuple[Hypothesis, int]]:
+        """A hypothesis, and how many of its ids the guards let pass."""
+        committed = self.transcript.committed_ids
+        found = yield from self._fork("transcript", self._prompts.tail(self._task), committed, draft, limit_tokens)
+        kept, looped = self._guards.keep(committed, found.ids, stopped=found.stopped)
+        self.looped = self.looped or looped
+        return found, kept
+
+    def _without_answer(
+        self, found: Hypothesis, kept: int, draft: Sequence[int], limit_tokens: int, audio_s: float
+    ) -> Job[tuple[Hypothesis, int]]:
+        """The hypothesis if it may have been said. Else the segment is heard again with a firmer prompt; what answers that is dropped."""
+        said = self._whole(found.ids[:kept])
+        doubt = self._guards.doubt(said, audio_s)
+        if doubt is not None and not self._is_firm:
+            yield from self._hear_again()
+            found, kept = yield from self._say(draft, limit_tokens)
+            again = self._whole(found.ids[:kept])
+            doubt = self._guards.doubt(again, audio_s)
+            self._insisted = again == said
+        if doubt is None or (doubt in PARDONED and self._insisted):
+            return found, kept
+        self.looped = True
+        return found, 0
+
+    def _hear_again(self) -> Job[None]:
+        assert self._reopen is not None, "there is a firmer prompt"
+        cache = yield from self._reopen()
+        for frames in self._frames:  # block by block, so that no other stream has to wait for all of it
+            yield Listen(cache, frames)
+        self.cache, self._frames, self._is_firm = cache, [], True
+        self._guards.counts.reheard += 1
+
+    def _whole(self, ids: Sequence[int]) -> str:
+        return self.transcript.decode([*self.transcript.committed_ids, *ids]).strip()
 
     def translate(self, target: str) -> Job[str]:
         """A further turn of the same fork: the words committed so far into ``target``. Raises TaskError."""

@@ -89,7 +89,7 @@ class Session:
         self._pcm, self._framer = PcmReader(sample_rate, channels, encoding), Framer(self._frame_samples)
         self._vad = vad or make_vad(**self.options.vad.model_dump())
         self._endpointer = Endpointer(self.options.endpoint.frames(self._frame_ms, config.longest_segment_s))
-        self._guards = Guards(special_ids(config.special, self._tokenizer), **self.options.guards.model_dump())
+        self._guards = Guards(special_ids(config.special, self._tokenizer), **self.options.guards.model_dump(), language=self.task.language)
         self._spelling = Spelling(() if loaded.prompts.instructed else self.options.glossary)  # else the prompt has it
         self._openings = openings or Openings(self._backend, self._prompts)
         self.stats = Stats(guards=self._guards.counts)
@@ -252,6 +252,7 @@ class Session:
             stats=self.stats,
             drafting=self.drafting,
             max_draft=most if asked is None else min(asked, most),
+            reopen=(lambda: self._openings.open_firmly(self.task)) if self._prompts.instructed else None,
         )
         segment.waiting = waiting
         self._segment, self._told_tail = segment, ""

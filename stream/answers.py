@@ -1,0 +1,113 @@
+"""Whether a text was said in the audio, or is a model's answer to it: a model with instructions may reply to a question that it hears,
+describe the recording, or refuse. Judged from the text, the language asked for, and how much can be said in the time.
+
+An answer as short and plain as speech is not found here: nothing in its text tells it from what was said.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Literal
+
+Doubt = Literal["rate", "assistant", "description", "language"]
+# A speaker, too, may say these: believed when the model says the very same with a firmer prompt.
+PARDONED: frozenset[Doubt] = frozenset(("description", "language"))
+
+_FLOOR_WORDS = 4
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI")
+_MARKS_OF_A_WORD = 2  # in scripts without spaces
+_LEAST_LETTERS, _LEAST_SCRIPT_SHARE = 10, 0.3
+_LEAST_WORDS, _LEAST_FOREIGN, _MOST_OWN = 8, 0.3, 0.05
+
+_CLIP = r"(?:clip|file|recording|segment|sample)"
+_AUDIO = rf"(?:(?:provided|given|attached|supplied) )?(?:audio(?: {_CLIP})?|(?:sound|speech|voice) {_CLIP})"
+_CANNOT = r"(?: am|'m)? (?:cannot|can't|can not|unable to|not able to)"
+_THE = r"(?:the |this |that |any |your )?"
+# What only an assistant says: an offer, a preface, a refusal, talk about itself, or the layout of a written answer.
+_ASSISTANT = re.compile(
+    "|".join(
+        (
+            r"(?:(?:sure|certainly|of course|okay|absolutely)[,.!] *)?"
+            r"here(?:'s| is| are) (?:the|a|your) (?:\w+ )?(?:transcri\w+|translation)\b",
+            r"(?:the |full )?(?:transcription|transcript) ?(?:of the|:|is as follows|reads)",
+            rf"(?:i'm|i am|i) (?:sorry|apologi[sz]e)[,.]? (?:but )?i{_CANNOT} (?:transcribe|process|access|assist with|fulfill?)\b",
+            rf"(?:(?:i'm|i am|i) (?:sorry|apologi[sz]e)[,.]? (?:but )?)?i{_CANNOT} "
+            rf"(?:transcribe|hear|listen to) {_THE}(?:{_AUDIO}|speech)\b",
+            r"as an? (?:ai\b|(?:large )?language model)",
+            r"i(?: am|'m) (?:an? (?:ai\b|large language model|virtual assistant)|just an ai)",
+            r"please (?:provide|upload|attach|share) (?:the|an|your|a) (?:audio|recording|file)",
+            r"(?:\*\*|#{1,4} |```|[-*•] |1\. )",
+        )
+    )
+)
+_LAYOUT = re.compile(r"\*\*[^*]+\*\*|\n\s*(?:[-*•]|\d+\.) |\n#{1,4} |```")
+_DESCRIPTION = re.compile(
+    "|".join(
+        (
+            rf"(?:the|this) {_AUDIO} (?:contains|features|is|does not|doesn't|appears|seems|consists|has|includes|captures)\b",
+            rf"(?:in|from) (?:the|this) {_AUDIO}\b",
+            r"(?:the|a) (?:speaker|person|man|woman|voice) (?:in the (?:audio|recording|clip)|is (?:asking|speaking|saying|talking))\b",
+            r"there is no (?:audible |discernible |clear )?(?:speech|spoken|audio)\b",
+            r"(?:no|unintelligible|inaudible) (?:speech|audio)(?: (?:is )?(?:detected|found|present|heard))?[.!]?$",
+        )
+    )
+)
+_BRACKETED = re.compile(r"[\[(<*][^\[\]()<>*]+[\])>*][.]?")  # "[music]", "(laughter)", and nothing else
+
+_SCRIPTS = {
+    "ar": ("ARABIC",),
+    "hi": ("DEVANAGARI",),
+    "ja": ("HIRAGANA", "KATAKANA", "CJK"),
+    "ko": ("HANGUL",),
+    "ru": ("CYRILLIC",),
+    "uk": ("CYRILLIC",),
+    "zh": ("CJK",),
+}
+# The commonest words of each language that are no common words of another of them.
+_COMMON = {
+    "de": "der das und ist nicht ich ein eine zu mit von auf sich dem den wir sie auch",
+    "en": "the of and to is that it you for was with this are not have be we they",
+    "es": "el los las que y es por con para una del está como pero más lo",
+    "fr": "le les des est et que pour dans une du pas vous nous qui sur au je",
+    "it": "il che di è per non una sono con della del gli questo anche si",
+    "nl": "het een en van ik dat niet zijn op te voor met ook maar we er",
+    "pt": "o os que não uma para com é do da em um mais você como na",
+}
+_WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
+
+
+def doubt(text: str, *, language: str, audio_s: float, words_per_second: float) -> Doubt | None:
+    """Why ``text`` may not have been said in ``audio_s`` seconds of ``language`` (ISO 639-1); None: it may."""
+    text = text.strip()
+    low = text.casefold().replace("’", "'").lstrip("\"'“„« ")
+    if count_words(text) > _FLOOR_WORDS + words_per_second * audio_s:
+        return "rate"
+    if _ASSISTANT.match(low) or _LAYOUT.search(text):
+        return "assistant"
+    if _DESCRIPTION.match(low) or _BRACKETED.fullmatch(text):
+        return "description"
+    return "language" if _is_foreign(text, language) else None
+
+
+def count_words(text: str) -> float:
+    """Words between spaces; where a script has none, two of its marks count as one."""
+    marks = sum(_script(mark).startswith(_UNSPACED) for mark in text if mark.isalpha())
+    spaced = "".join(" " if mark.isalpha() and _script(mark).startswith(_UNSPACED) else mark for mark in text)
+    return marks / _MARKS_OF_A_WORD + sum(any(map(str.isalnum, word)) for word in spaced.split())
+
+
+def _is_foreign(text: str, language: str) -> bool:
+    letters = [mark for mark in text if mark.isalpha()]
+    own = sum(_script(mark).startswith(_SCRIPTS.get(language, ("LATIN",))) for mark in letters)
+    if len(letters) >= _LEAST_LETTERS and own < _LEAST_SCRIPT_SHARE * len(letters):
+        return True
+    words = re.findall(r"\w+", text.casefold())
+    if language not in _WORDS or len(words) < _LEAST_WORDS:
+        return False
+    share = {each: sum(word in common for word in words) / len(words) for each, common in _WORDS.items()}
+    return share[language] <= _MOST_OWN and max(share.values()) >= _LEAST_FOREIGN
+
+
+def _script(mark: str) -> str:
+    return unicodedata.name(mark, "")
