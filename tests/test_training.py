@@ -137,6 +137,17 @@ def test_full_rows_end_inside_an_utterance(tmp_path: Path, tokenizer: tokenizers
         assert cut[0].labels[b][cut[0].labels[b] != IGNORE][-1] == text.END
 
 
+def test_sources_are_drawn_by_their_share(tmp_path: Path):
+    writer = StoreWriter(tmp_path / "store")
+    for i in range(8):
+        writer.add(np.zeros(16_000, np.float32), id=f"clip{i}", split="train", lang="en", text="A cat.", source="read" if i < 4 else "told")
+    writer.close()
+    speech = Speech([(tmp_path / "store", 1.0)], None, sources={"read": 3.0})
+    rng = np.random.default_rng(0)
+    drawn = [speech.draw(rng, True)[1].source for _ in range(2000)]
+    assert drawn.count("read") / 2000 == pytest.approx(0.75, abs=0.04)
+
+
 def test_each_label_knows_where_its_word_is_heard(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     """Letter k of a clip is said in frame k // 2: windows follow that pace, delayed, from the clip's place in the row on."""
     make_store(tmp_path / "store")

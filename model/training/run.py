@@ -87,6 +87,7 @@ class RunOptions:
     __pydantic_config__ = ConfigDict(extra="forbid")
     folder: str  # checkpoints and log
     stores: tuple[StoreOptions, ...]
+    sources: dict[str, float] = field(default_factory=dict)  # how often clips of a source are drawn; one not named: 1.0
     sentences: tuple[str, ...] = ()  # text files, one sentence a line: tokenizer and case
     translations: dict[str, str] = field(default_factory=dict)  # language → pair file, English TAB other; batches.translate, batches.pairs
     probe_split: str | None = None  # dev split of the first store that is looked at while the run goes on
@@ -211,7 +212,8 @@ def build_trainer(options: RunOptions) -> Trainer:
 
 def _batches(options: RunOptions, tokenizer: tokenizers.Tokenizer, seed: int) -> Batches:
     stores = [(_path(store.folder), store.weight) for store in options.stores]
-    speech = Speech(stores, _case(options.sentences), labels=[store.labels for store in options.stores])
+    labels = [store.labels for store in options.stores]
+    speech = Speech(stores, _case(options.sentences), labels=labels, sources=options.sources)
     dev = [clip.text for store in speech.stores for clip in store.clips if clip.split.startswith("dev")]
     files = {language: _path(name) for language, name in options.translations.items()}
     return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None)

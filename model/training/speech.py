@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ class Speech:
     """All stores of a run: clips with a transcript, clips without, noise and rooms.
 
     ``labels``: for each store None, or how much a second of speech with the teachers' text (:mod:`.labels`) counts beside a second of
-    transcribed speech; then upper-case transcripts are taken as the teachers write them, too.
+    transcribed speech; then upper-case transcripts are taken as the teachers write them, too. ``sources``: how often clips with a
+    transcript are drawn, by their source; one that is not named: 1.0.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Speech:
         *,
         split: str = "train",
         labels: Sequence[float | None] | None = None,
+        sources: Mapping[str, float] | None = None,
     ) -> None:
         self.stores = [Store(folder) for folder, _ in folders]
         self.tables = [FeatureTable(folder) for folder, _ in folders]
@@ -50,12 +52,13 @@ class Speech:
             known = {} if pseudo is None else {row.clip_id: row for row in read_labels(folder).values() if row.text}
             for clip in store.clips:
                 usable, label = SHORTEST_SAMPLES <= clip.samples <= LONGEST_SAMPLES, known.get(clip.id)
+                share = weight * (sources or {}).get(clip.source, 1.0) * min(clip.seconds, 12.0)
                 if clip.split == split and clip.text and usable:
                     self.labelled.append((i, clip, label.text if label else case(clip.text) if case else clip.text))
-                    weights.append(weight * min(clip.seconds, 12.0))
+                    weights.append(share)
                 elif clip.split == "unlabelled" and usable and pseudo and label:
                     self.labelled.append((i, clip, label.text))
-                    weights.append(weight * pseudo * min(clip.seconds, 12.0))
+                    weights.append(share * pseudo)
                 elif clip.split == "unlabelled" and usable:
                     self.unlabelled.append((i, clip, ""))
                 elif clip.split == "noise":
