@@ -28,10 +28,10 @@ class TextRenderer:
 
     def __init__(self, out: TextIO, *, with_source: bool = True, formatted: bool = False) -> None:
         self._out, self._with_source = out, with_source
-        self._source = Formatted if formatted else Final
+        self._source: type[Final] | type[Formatted] = Formatted if formatted else Final
 
     def show(self, event: Event) -> None:
-        if isinstance(event, Final | Formatted) and isinstance(event, self._source) and event.text.strip() and self._with_source:
+        if isinstance(event, self._source) and event.text.strip() and self._with_source:
             self._line(event.text.strip())
         elif isinstance(event, Translation) and event.text:
             self._line(f"[{event.language}] {event.text}")

@@ -8,8 +8,8 @@ import re
 
 import pytest
 from dragoman.clients.render import CaptionRenderer, Form, JsonRenderer, LiveRenderer, TextRenderer, make_renderer
-from dragoman.stream.config import Options
-from dragoman.stream.events import Clocks, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation, Word
+from dragoman.stream.config import Options, parse_options
+from dragoman.stream.events import Clocks, Dropped, Ended, Event, Final, Formatted, Partial, SpeechEnded, SpeechStarted, Translation, Word
 
 CLOCKS = Clocks(2000, 1500, 1000)
 WORDS = (Word("Good", 100, 400, -0.1), Word(" morning.", 400, 900, -0.1))
@@ -118,3 +118,12 @@ def test_lines_are_flushed_when_they_are_final(kind: type[TextRenderer]) -> None
     for event in [*EVENTS, *EVENTS[:5]]:
         renderer.show(event)
     assert "Good morning." in out.flushed
+
+
+def test_formatted_text_stands_in_place_of_the_plain_text() -> None:
+    out = io.StringIO()
+    renderer = make_renderer("txt", out, parse_options({"session": {"style": "plain"}}))
+    renderer.show(Final(CLOCKS, 0, " we met", " we met", (), 0, 900, "silence"))
+    renderer.show(Formatted(CLOCKS, 0, "We met.", 0, 900))
+    renderer.close()
+    assert out.getvalue() == "We met.\n"
