@@ -148,6 +148,17 @@ def test_sources_are_drawn_by_their_share(tmp_path: Path):
     assert drawn.count("read") / 2000 == pytest.approx(0.75, abs=0.04)
 
 
+def test_wrong_tokens_are_shown_and_right_ones_asked_for(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    keywords = {"labelled": 1.0, "silence": 0.0, "truncate": 0.0}
+    batch = make_batches(tmp_path, tokenizer, wrong_tokens=0.5, **keywords)[0]
+    asked = batch.labels[:, :-1] != IGNORE
+    labels, shown = batch.labels[:, :-1][asked], batch.ids[:, 1:][asked]
+    words = labels != text.END
+    assert (shown[~words] == text.END).all()
+    assert 0.2 < (shown[words] != labels[words]).float().mean() < 0.8
+    assert {label for label in labels.tolist() if label != text.END} <= {i for s in SENTENCES for i in tokenizer.encode(s).ids}
+
+
 def test_each_label_knows_where_its_word_is_heard(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     """Letter k of a clip is said in frame k // 2: windows follow that pace, delayed, from the clip's place in the row on."""
     make_store(tmp_path / "store")

@@ -43,6 +43,7 @@ class BatchOptions:
     translate: float = 0.0  # share of transcribed rows whose clips all have a translation, which follows the transcript
     pairs: float = 0.0  # share of rows without audio: sentences and their translation, which alone is asked for
     mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
+    wrong_tokens: float = 0.0  # share of a transcript's tokens that are given wrong as input: what comes next must be heard, not guessed
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
 
@@ -105,7 +106,15 @@ class Batches(Dataset[Batch]):
             noise = self.speech.stores[which].samples(clip)
         samples = augment.add_noise(samples, noise, row.level or 0.05, options.augment, rng)
         row.finish(samples, options, rng)
+        if options.wrong_tokens:
+            row.given = self._spoil(row.tokens, rng)
         return row
+
+    def _spoil(self, tokens: list[int], rng: np.random.Generator) -> list[int]:
+        """A decoder that only ever saw right words before the next one is helpless after its first error (exposure bias)."""
+        wrong = rng.random(len(tokens)) < self.options.wrong_tokens
+        random = rng.integers(len(text.SPECIAL_TOKENS), self.tokenizer.get_vocab_size(), len(tokens))
+        return np.where(wrong, random, tokens).tolist()
 
     def _speak(self, row: _Row, length: int, rng: np.random.Generator) -> None:
         """Fill a row with utterances; a row is either all transcribed or all without text, and all translated or none."""
@@ -209,6 +218,7 @@ class _Row:
         self.labelled = False
         self.cut = False  # the audio ends inside an utterance
         self.tokens: list[int] = []
+        self.given: list[int] | None = None  # the tokens as the model is shown them; None: as they are
         self.language: str | None = None  # translated into
         self.translation: list[int] = []
         self.asks_words = True
@@ -272,6 +282,8 @@ def _collate(rows: list[_Row], length: int, spread: tuple[NDArray[np.float32], N
                 tail += [text.TRANSLATE[row.language], *row.translation, text.END]
             said, tail = len(row.tokens), tail[: length - 2 - n]
             ids[i, 2 + n : 2 + n + len(tail)] = tail
+            if row.given is not None:
+                ids[i, 4 + n : 4 + n + len(row.given)] = row.given
             is_text[i, 2 + n : 2 + n + len(tail)] = True
             labels[i, 3 + n : 1 + n + len(tail)] = tail[2:]
             labels[i, 4 + n + said : 5 + n + said] = IGNORE  # who asks says into which language
