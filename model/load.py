@@ -16,7 +16,7 @@ ASSETS = Path(__file__).parent / "assets"
 DTYPES = ("float32", "bfloat16")
 RUNTIMES = ("auto", "onnx", "torch")
 GRAPHS = "onnx"  # folder of exported graphs inside a model folder
-NONE_BUILT_IN = "no model is built in (the small default is still being trained): name a checkpoint folder"
+NONE_BUILT_IN = "no model is built in: the weights are missing from this copy of the package; name a checkpoint folder"
 
 log = logging.getLogger(__name__)
 
