@@ -16,6 +16,7 @@ from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.align import spread_characters, viterbi, word_ends  # noqa: E402
 from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions  # noqa: E402
+from dragoman.model.training.heads import fit_heads  # noqa: E402
 from dragoman.model.training.optim import orthogonalise  # noqa: E402
 from dragoman.model.training.package import config_of  # noqa: E402
 from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
@@ -59,7 +60,7 @@ def make_batches(tmp_path: Path, tokenizer: tokenizers.Tokenizer, **options: obj
         make_store(tmp_path / "store")
     speech = Speech([(tmp_path / "store", 1.0)], None)
     given = {"shapes": ((96, 3, 1.0),), **options}
-    return Batches(speech, tokenizer, BatchOptions(**given), seed=7)  # type: ignore[arg-type]
+    return Batches(speech, tokenizer, BatchOptions(**given), seed=7, sentences=SENTENCES)  # type: ignore[arg-type]
 
 
 def make_student() -> Student:
@@ -157,6 +158,33 @@ def test_wrong_tokens_are_shown_and_right_ones_asked_for(tmp_path: Path, tokeniz
     assert (shown[~words] == text.END).all()
     assert 0.2 < (shown[words] != labels[words]).float().mean() < 0.8
     assert {label for label in labels.tolist() if label != text.END} <= {i for s in SENTENCES for i in tokenizer.encode(s).ids}
+
+
+def test_written_rows_hold_sentences_alone_and_ask_for_every_word(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batch = make_batches(tmp_path, tokenizer, written=1.0)[0]
+    assert batch.is_text.all() and not batch.frames.any() and batch.audio_seconds == 0
+    for ids, labels in zip(batch.ids.tolist(), batch.labels.tolist(), strict=True):
+        assert ids[:2] == [text.BOS, text.TRANSCRIBE] and not {text.BEGIN_AUDIO, text.END_AUDIO} & set(ids)
+        assert all(label == (IGNORE if after == text.TRANSCRIBE else after) for label, after in zip(labels, ids[1:], strict=False))
+        sentences = tokenizer.decode(ids, skip_special_tokens=False).split("<|transcribe|>")[1:-1]  # the last is cut where the row ends
+        assert sentences and {sentence.removesuffix("<eos>").strip() for sentence in sentences} <= set(SENTENCES)
+    loss, _ = make_student()(batch, LossWeights())
+    assert torch.isfinite(loss)
+    with pytest.raises(ConfigError, match="batches.written is 0.5, but there are no sentences"):
+        Batches(make_batches(tmp_path, tokenizer).speech, tokenizer, BatchOptions(written=0.5), seed=7)
+
+
+def test_heads_are_fitted_to_given_weights(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    student, batches = make_student(), make_batches(tmp_path, tokenizer, labelled=1.0)
+    before = [p.clone() for p in (*student.backbone.parameters(), *student.projector.parameters())]
+    weights = LossWeights(words=0.0)
+    with torch.no_grad():
+        raw = student(batches[1], weights)[1]
+        left = fit_heads(student, [batches[1]])
+        fitted = student(batches[1], weights)[1]
+    assert fitted["features"] == pytest.approx(left["features"], rel=0.02) and left["features"] < raw["features"]
+    assert fitted["characters"] == pytest.approx(left["characters"], rel=0.02) and left["characters"] < raw["characters"]
+    assert all(torch.equal(a, b) for a, b in zip(before, (*student.backbone.parameters(), *student.projector.parameters()), strict=True))
 
 
 def test_each_label_knows_where_its_word_is_heard(tmp_path: Path, tokenizer: tokenizers.Tokenizer):

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ..store import Clip
 from . import text
 from .batches import FRAME
+from .precision import autocast
 from .speech import Speech
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH, FeatureTable
 
@@ -60,7 +61,7 @@ def train_probe(speech: Speech, *, passes: int = 2, lr: float = 2e-3, seed: int 
         for i in track(rng.permutation(len(groups)), description=f"probe, pass {number + 1}"):
             features, lengths, targets = _load(speech, groups[int(i)])
             counts = torch.tensor([len(target) for target in targets])
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 logprobs = probe(features)
             flat = torch.tensor([c for target in targets for c in target])
             loss = F.ctc_loss(logprobs.transpose(0, 1), flat, lengths, counts, reduction="sum", zero_infinity=True)
@@ -157,7 +158,7 @@ def align(probe: FeatureProbe, speech: Speech, folders: Sequence[Path]) -> int:
     found: list[list[tuple[str, NDArray[np.int8], str]]] = [[] for _ in folders]
     for group in track(_groups(speech), description="aligning"):
         features, lengths, targets = _load(speech, group)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             logprobs = probe(features).numpy()
         for i, (which, clip, sentence) in enumerate(group):
             rows = int(lengths[i])

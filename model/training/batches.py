@@ -1,6 +1,8 @@
 """Rows of training: ``<bos><audio> frames <end-of-audio><transcribe> text <end>`` in batches of a few fixed shapes.
 
-Some rows go on with ``<de> translation <end>``, as a session asks for one (:mod:`..prompt`, format "tokens").
+Some rows go on with ``<de> translation <end>``, as a session asks for one (:mod:`..prompt`, format "tokens"). Some hold only what is
+written: ``<bos><transcribe> sentence <end><transcribe> sentence <end>``, without the tokens around audio, so that no audio and silent
+audio stay different things.
 
 A batch is a pure function of (seed, step): a run goes on from any step with the very batches it would have seen.
 Axes: B rows, T positions, F clips.
@@ -8,6 +10,7 @@ Axes: B rows, T positions, F clips.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +44,7 @@ class BatchOptions:
     truncate: float = 0.5  # share of rows whose last utterance is cut at a random moment, with the words heard by then (align.py)
     cut_first: float = 0.3  # of these, the share that holds nothing else; the others are cut where the row is full
     translate: float = 0.0  # share of transcribed rows whose clips all have a translation, which follows the transcript
+    written: float = 0.0  # share of rows without audio: sentences alone, each word asked for, so that words are learnt at little cost
     pairs: float = 0.0  # share of rows without audio: sentences and their translation, which alone is asked for
     mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
     wrong_tokens: float = 0.0  # share of a transcript's tokens that are given wrong as input: what comes next must be heard, not guessed
@@ -69,11 +73,20 @@ class Batches(Dataset[Batch]):
     """``batches[step]`` → Batch."""
 
     def __init__(
-        self, speech: Speech, tokenizer: tokenizers.Tokenizer, options: BatchOptions, seed: int, translations: Translations | None = None
+        self,
+        speech: Speech,
+        tokenizer: tokenizers.Tokenizer,
+        options: BatchOptions,
+        seed: int,
+        translations: Translations | None = None,
+        sentences: Sequence[str] = (),
     ) -> None:
         self.speech, self.tokenizer, self.options, self.seed = speech, tokenizer, options, seed
         if translations is None and (options.translate or options.pairs):
             raise ConfigError(f"batches.translate is {options.translate} and batches.pairs {options.pairs}, but there are no translations")
+        if options.written and not sentences:
+            raise ConfigError(f"batches.written is {options.written}, but there are no sentences")
+        self.sentences = sentences
         self.translations, self._translated = translations, speech.translated(translations) if translations and options.translate else {}
         self._counts: dict[str, int] = {}  # tokens of each transcript met so far
 
@@ -90,6 +103,8 @@ class Batches(Dataset[Batch]):
         row, options = _Row(), self.options
         if options.pairs and self.translations is not None and rng.random() < options.pairs:
             return self._pairs(self.translations, row, length, rng)
+        if options.written and rng.random() < options.written:
+            return self._written(row, length, rng)
         row.silence(int(rng.integers(0, 2 * FRAME)) if rng.random() < 0.7 else int(rng.integers(0, 16_000)))
         if rng.random() < options.silence:
             row.silence(int(rng.integers(FRAME, (length - 8) * FRAME)))
@@ -164,6 +179,15 @@ class Batches(Dataset[Batch]):
         row.finish(np.zeros(0, np.float32), self.options, rng)
         return row
 
+    def _written(self, row: _Row, length: int, rng: np.random.Generator) -> _Row:
+        """Sentences until the row is full; the last one is cut where it ends."""
+        row.labelled = row.alone = True
+        while len(row.tokens) < length - 1:
+            words = self.sentences[int(rng.integers(len(self.sentences)))]
+            row.tokens += [text.TRANSCRIBE, *self.tokenizer.encode(words).ids, text.END]
+        row.finish(np.zeros(0, np.float32), self.options, rng)
+        return row
+
     def _write(self, row: _Row, words: str, letters: list[int] | None, factor: float) -> None:
         """Append the tokens of a transcript, and the frames in which its letters are heard; a mark goes with the letter before."""
         encoded = self.tokenizer.encode(words)
@@ -222,6 +246,7 @@ class _Row:
         self.language: str | None = None  # translated into
         self.translation: list[int] = []
         self.asks_words = True
+        self.alone = False  # sentences without audio, in the row's own order
         self.windows: list[tuple[int, int]] = []  # for each token the frames in which its word is heard
         self.characters: list[int] = []
         self.targets: list[
@@ -276,6 +301,10 @@ def _collate(rows: list[_Row], length: int, spread: tuple[NDArray[np.float32], N
         frames[i, 2 : 2 + n] = row.frames
         ids[i, :2], is_text[i, :2] = (text.BOS, text.BEGIN_AUDIO), True
         places.append(i * length + 2 + row.feature_frames)
+        if row.alone:
+            ids[i], is_text[i] = [text.BOS, *row.tokens[: length - 1]], True
+            labels[i, :-1] = np.where(ids[i, 1:] == text.TRANSCRIBE, IGNORE, ids[i, 1:])  # that a sentence follows is not for it to say
+            continue
         if row.labelled:
             tail = [text.END_AUDIO, text.TRANSCRIBE, *row.tokens, text.END]
             if row.language is not None:

@@ -35,6 +35,7 @@ from ..store import Clip, Store
 from ..work import run
 from .batches import IGNORE, Batch
 from .package import text_section
+from .precision import autocast
 from .student import LAYER_KINDS
 
 
@@ -177,7 +178,7 @@ def train_drafter(model: Model, batches: Dataset[Batch], options: DrafterOptions
         batch = batches[step]
         if not bool((batch.labels != IGNORE).sum(1).max() > 1):
             continue  # silence: nothing is said, so nothing can be drafted
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss, figures = drafting_loss(drafter, hear(model, batch), batch, options.draft_tokens)
         optimiser.zero_grad()
         loss.backward()

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .precision import compute_dtype
+
 
 @torch.no_grad()
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
-    """[n, rows, cols] → nearest semi-orthogonal matrices, by a quintic Newton–Schulz iteration in bf16."""
+    """[n, rows, cols] → nearest semi-orthogonal matrices, by a quintic Newton–Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.bfloat16()
+    x = g.to(compute_dtype())
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

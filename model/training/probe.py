@@ -13,6 +13,7 @@ from ..scoring import word_errors
 from . import text
 from .augment import AugmentOptions
 from .batches import Batch, Batches, BatchOptions
+from .precision import autocast
 from .speech import Speech
 from .student import LossWeights, Student
 
@@ -42,7 +43,7 @@ class Probe:
 
 def ctc_greedy(student: Student, batch: Batch) -> list[str]:
     """Best characters of each row, repeats merged (double letters too, unless CTC has trained the head)."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         best = student.character_head(student.hidden_states(batch)[student.depths.ctc][:, 2:]).argmax(-1)
     rows = [row[: int(n)].tolist() for row, n in zip(best, batch.audio_frames, strict=True)]
     return ["".join(text.CTC_CHARACTERS[c] for c, _ in groupby(row) if c).strip() for row in rows]

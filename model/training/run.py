@@ -35,6 +35,7 @@ from . import text
 from .align import align, train_probe
 from .batches import Batches, BatchOptions
 from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
+from .heads import fit_heads
 from .labels import write_labels
 from .package import config_of, package
 from .plot import plot, read_log
@@ -45,6 +46,8 @@ from .student import LAYER_KINDS, Depths, Student
 from .teachers import write_features
 from .trainer import Trainer, TrainOptions
 from .translations import Translations
+
+HEAD_BATCHES, FAR_STEP = 6, 1 << 29  # the heads of given weights are fitted on ten minutes of speech, in batches that no run reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class RunOptions:
     folder: str  # checkpoints and log
     stores: tuple[StoreOptions, ...]
     sources: dict[str, float] = field(default_factory=dict)  # how often clips of a source are drawn; one not named: 1.0
-    sentences: tuple[str, ...] = ()  # text files, one sentence a line: tokenizer and case
+    sentences: tuple[str, ...] = ()  # text files, one sentence a line: tokenizer, case and batches.written
     translations: dict[str, str] = field(default_factory=dict)  # language → pair file, English TAB other; batches.translate, batches.pairs
     probe_split: str | None = None  # dev split of the first store that is looked at while the run goes on
     start_from: str | None = None  # a model folder whose weights a new run begins with (fine-tuning)
@@ -205,8 +208,10 @@ def build_trainer(options: RunOptions) -> Trainer:
         student.projector.load_state_dict(given.projector.state_dict())
     tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
     (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
-    trainer = Trainer(student, _batches(options, tokenizer, options.train.seed), run, options.train)
-    trainer.resume()
+    batches = _batches(options, tokenizer, options.train.seed)
+    trainer = Trainer(student, batches, run, options.train)
+    if not trainer.resume() and start is not None:
+        fit_heads(student, (batches[FAR_STEP + i] for i in range(HEAD_BATCHES)))
     return trainer
 
 
@@ -216,7 +221,8 @@ def _batches(options: RunOptions, tokenizer: tokenizers.Tokenizer, seed: int) ->
     speech = Speech(stores, _case(options.sentences), labels=labels, sources=options.sources)
     dev = [clip.text for store in speech.stores for clip in store.clips if clip.split.startswith("dev")]
     files = {language: _path(name) for language, name in options.translations.items()}
-    return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None)
+    sentences = list(_sentences(options.sentences)) if options.batches.written else []
+    return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None, sentences)
 
 
 def build_drafter(options: RunOptions) -> Acceptance | None:

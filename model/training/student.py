@@ -19,6 +19,7 @@ from ..config import ModelConfig
 from ..projector import AudioProjector
 from . import text
 from .batches import FRAME, IGNORE, Batch
+from .precision import autocast, compute_dtype
 from .teachers import WIDTH
 
 MEL_BANDS, MEL_PER_FRAME = 80, 4
@@ -68,14 +69,14 @@ class Student(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         tokens = self.backbone.embed(batch.ids) * batch.is_text[..., None]
-        return (self.projector(batch.frames) + tokens).to(torch.bfloat16)
+        return (self.projector(batch.frames) + tokens).to(compute_dtype())
 
     def hidden_states(self, batch: Batch, depth: int | None = None, *, apart: bool = False) -> list[Tensor]:
-        """Input and the output of the first ``depth`` layers (None: all), [B, T, d] bf16; ``apart``: see LossWeights."""
+        """Input and the output of the first ``depth`` layers (None: all), [B, T, d]; ``apart``: see LossWeights."""
         b, t = batch.ids.shape
         positions = torch.arange(t)[None].expand(b, t)
-        rotary = self.backbone.rotary(positions, torch.bfloat16)
-        mask = torch.full((t, t), -1e4, dtype=torch.bfloat16).triu(1)
+        rotary = self.backbone.rotary(positions, compute_dtype())
+        mask = torch.full((t, t), -1e4, dtype=compute_dtype()).triu(1)
         states = [self.embed(batch)]
         for layer in self.backbone.layers[:depth]:
             x = states[-1]
@@ -85,7 +86,7 @@ class Student(nn.Module):
         return states
 
     def forward(self, batch: Batch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             states = self.hidden_states(batch, self._depth(weights), apart=weights.apart)
             losses: dict[str, Tensor] = {}
             if weights.mel:
@@ -145,7 +146,7 @@ class Student(nn.Module):
         with the true place instead of the diagonal.
         """
         t = batch.ids.shape[1]
-        rotary = self.backbone.rotary(torch.arange(t)[None], torch.bfloat16)
+        rotary = self.backbone.rotary(torch.arange(t)[None], compute_dtype())
         asked = (batch.windows[..., 0] >= 0).nonzero(as_tuple=True)
         places, (low, high) = torch.arange(t), batch.windows[asked].unbind(-1)
         inside = (places >= low[:, None]) & (places <= high[:, None])
