@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TextIO
 
 from ..stream.captions import Cue, CueTimes, cut_bilingual, cut_cues, spread, srt, vtt
 from ..stream.config import Options
-from ..stream.events import Dropped, Event, Final, Formatted, Partial, SpeechStarted, Translation, to_mapping
+from ..stream.events import Dropped, Event, Final, Formatted, Partial, SpeechStarted, Translation, TranslationDraft, to_mapping
 
 Form = Literal["live", "txt", "json", "srt", "vtt"]
 
@@ -133,7 +133,10 @@ class _CueWriter:
 
 
 class LiveRenderer:
-    """A terminal: committed words plain, the unstable tail dim; a finished segment stays above as a line of its own."""
+    """A terminal: committed words plain, the unstable tail dim; a finished segment stays above as a line of its own.
+
+    Drafts of translations stand dim below the text, each until its translation takes its place.
+    """
 
     def __init__(self, out: TextIO, *, animate: bool | None = None) -> None:
         """``animate``: redraw the current line in place; by default where the terminal can."""
@@ -142,30 +145,48 @@ class LiveRenderer:
 
         self._console = Console(file=out, force_terminal=animate, highlight=False, soft_wrap=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._committed = ""
+        self._committed = self._tail = ""
+        self._drafts: dict[str, str] = {}  # by language
         self._live.start()
 
     def show(self, event: Event) -> None:
         from rich.text import Text
 
         if isinstance(event, SpeechStarted):
-            self._committed = ""
+            self._now("", "", drafts={})
         elif isinstance(event, Partial):
-            self._committed += event.delta
-            self._live.update(Text.assemble(self._committed, (event.tail, "dim")), refresh=True)
+            self._now(self._committed + event.delta, event.tail)
+        elif isinstance(event, TranslationDraft):
+            self._now(self._committed, self._tail, drafts={**self._drafts, event.language: event.text})
         elif isinstance(event, Final):
-            self._live.update(Text(""), refresh=True)
-            if event.text.strip():
-                self._console.print(Text(event.text.strip()))
+            said = event.text.strip()
+            self._now("", "", drafts=self._drafts if said else {})  # of nothing there comes no translation
+            if said:
+                self._console.print(Text(said))
         elif isinstance(event, Formatted) and event.text:
             self._console.print(Text(event.text, "bold"))
-        elif isinstance(event, Translation) and event.text:
-            self._console.print(Text.assemble((f"[{event.language}] ", "cyan"), event.text))
+        elif isinstance(event, Translation):
+            self._now(self._committed, self._tail, drafts={code: text for code, text in self._drafts.items() if code != event.language})
+            if event.text:
+                self._console.print(Text.assemble((f"[{event.language}] ", "cyan"), event.text))
         elif isinstance(event, Dropped):
             self._console.print(Text(f"({event.duration_ms} ms of audio lost: this machine is too slow)", "red"))
 
     def close(self) -> None:
         self._live.stop()
+
+    def _now(self, committed: str, tail: str, *, drafts: dict[str, str] | None = None) -> None:
+        """What is shown in place, if that has changed."""
+        from rich.text import Text
+
+        before = (self._committed, self._tail, self._drafts)
+        self._committed, self._tail = committed, tail
+        self._drafts = self._drafts if drafts is None else drafts
+        if before == (self._committed, self._tail, self._drafts):
+            return
+        lines = [Text.assemble(committed, (tail, "dim"))] if committed or tail else []
+        lines += [Text(f"[{language}] {text}", "dim") for language, text in self._drafts.items() if text]
+        self._live.update(Text("\n").join(lines), refresh=True)
 
 
 def make_renderer(form: Form, out: TextIO, options: Options, *, name: str | None = None, only_translation: bool = False) -> Renderer:

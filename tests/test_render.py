@@ -9,7 +9,20 @@ import re
 import pytest
 from dragoman.clients.render import CaptionRenderer, Form, JsonRenderer, LiveRenderer, TextRenderer, make_renderer
 from dragoman.stream.config import Options, parse_options
-from dragoman.stream.events import Clocks, Dropped, Ended, Event, Final, Formatted, Partial, SpeechEnded, SpeechStarted, Translation, Word
+from dragoman.stream.events import (
+    Clocks,
+    Dropped,
+    Ended,
+    Event,
+    Final,
+    Formatted,
+    Partial,
+    SpeechEnded,
+    SpeechStarted,
+    Translation,
+    TranslationDraft,
+    Word,
+)
 
 CLOCKS = Clocks(2000, 1500, 1000)
 WORDS = (Word("Good", 100, 400, -0.1), Word(" morning.", 400, 900, -0.1))
@@ -95,6 +108,58 @@ def test_live_text_shows_the_tail_dim_and_keeps_finished_lines() -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "Good morning.\n" in plain and "[de] Guten Morgen." in plain
     assert "320 ms of audio lost" in plain
+
+
+def drawn(events: list[Event]) -> list[str]:
+    """What each event makes a live terminal show, colours and moves of the cursor included."""
+    out, shown = io.StringIO(), list[str]()
+    renderer = LiveRenderer(out, animate=True)
+    for event in events:
+        before = len(out.getvalue())
+        renderer.show(event)
+        shown.append(out.getvalue()[before:])
+    renderer.close()
+    return shown
+
+
+def test_drafts_of_translations_are_dim_and_stay_until_the_translation_is_there() -> None:
+    """Below the text, so that nothing committed moves; no blank between draft and translation (complaint: captions vanish)."""
+    shown = drawn(
+        [
+            SpeechStarted(CLOCKS, 0, 0),
+            Partial(CLOCKS, 0, "Good", " morning", WORDS[:1]),
+            TranslationDraft(CLOCKS, 0, "de", "Gut"),
+            TranslationDraft(CLOCKS, 0, "fr", "Bon"),
+            TranslationDraft(CLOCKS, 0, "de", "Guten"),
+            Partial(CLOCKS, 0, " morning", "", WORDS[1:]),
+            Final(CLOCKS, 0, ".", "Good morning.", WORDS, 0, 1000, "silence"),
+            Translation(CLOCKS, 0, "de", "Guten Morgen.", 0, 1000),
+            Translation(CLOCKS, 0, "fr", "Bonjour.", 0, 1000),
+            SpeechStarted(CLOCKS, 1, 1000),
+        ]
+    )
+    de, fr = "\x1b[2m[de] Guten\x1b[0m", "\x1b[2m[fr] Bon\x1b[0m"
+    assert "[de] Gut" in shown[2] and shown[2].index("Good") < shown[2].index("[de]"), "below what is being said"
+    assert de in shown[4] and fr in shown[4] and "[de] Gut\x1b" not in shown[4], "the newer draft takes the place of the older one"
+    assert "Good morning" in shown[5] and de in shown[5], "new words leave the drafts where they are"
+    assert shown[6].index("Good morning.") < shown[6].rindex(de) < shown[6].rindex(fr), "the finished line stands above them"
+    assert "Guten Morgen." in shown[7] and de not in shown[7][shown[7].index("Guten Morgen.") :] and fr in shown[7]
+    assert "Bonjour." in shown[8] and "[fr] Bon\x1b" not in shown[8][shown[8].index("Bonjour.") :]
+
+
+def test_drafts_of_what_turned_out_to_be_nothing_go() -> None:
+    shown = drawn([TranslationDraft(CLOCKS, 0, "de", "Gut"), Final(CLOCKS, 0, "", "", (), 0, 1000, "silence"), Dropped(CLOCKS, 1000, 320)])
+    assert "Gut" in shown[0] and "Gut" not in shown[1] + shown[2]
+
+
+@pytest.mark.parametrize("form", ["txt", "srt", "vtt"])
+def test_drafts_are_in_no_file(form: Form) -> None:
+    out = io.StringIO()
+    renderer = make_renderer(form, out, Options.model_validate({"session": {"targets": ["de"]}}))
+    for event in (TranslationDraft(CLOCKS, 0, "de", "Gut"), *EVENTS):
+        renderer.show(event)
+    renderer.close()
+    assert "Gut" in out.getvalue() and "Gut\n" not in out.getvalue()
 
 
 def test_live_text_is_never_read_as_markup() -> None:

@@ -105,6 +105,47 @@ def check_steadiness(seen: list[list[dict[str, Any]]]) -> None:
                 assert new["top"] == old["top"] and new["height"] >= old["height"]
 
 
+DRAFTS = """
+window.drafts = [];
+new MutationObserver(() => window.drafts.push([...document.querySelectorAll('.translation')].map((one) => {
+  const draft = one.querySelector('.pending');
+  return {language: one.lang, draft: draft?.textContent ?? null, text: draft ? '' : one.textContent,
+          hidden: draft?.getAttribute('aria-hidden') === 'true', grey: draft && getComputedStyle(draft).color};
+}))).observe(document.getElementById('captions'), {childList: true, subtree: true, characterData: true});
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 640])
+def test_drafts_of_translations_are_grey_and_give_way_to_the_translation(page: Page, service: Service, clip: Path, width: int) -> None:
+    """Side by side, and on a narrow screen below the text."""
+    page.driver.set_window_size(width, 800)
+    try:
+        page.open(service.port)
+        page.ask_for("de", "fr")
+        page.press("summary")
+        page.press("#translation option[value=draft]")
+        page.driver.execute_script(WATCH + DRAFTS)
+        page.choose_file(clip)
+        page.until_state("Finished")
+        assert page.texts(".translation") == [scripted_translation(text, code) for text in (FIRST, SECOND) for code in ("de", "fr")]
+        check_steadiness(page.driver.execute_script("return window.seen"))
+        seen = page.driver.execute_script("return window.drafts")
+        tentative = page.driver.execute_script("return getComputedStyle(document.querySelector('.tail')).color")
+    finally:
+        page.driver.set_window_size(1280, 800)
+    drafts = {one["draft"] for rows in seen for one in rows if one["draft"] not in (None, "…")}
+    assert len(drafts) >= 4
+    whole = [scripted_translation(text, code) for text in (FIRST, SECOND) for code in ("de", "fr")]
+    assert all(any(text.startswith(draft.rstrip(".")) for text in whole) for draft in drafts), "translations of committed words"
+    assert all(one["hidden"] and one["grey"] == tentative for rows in seen for one in rows if one["draft"] is not None)
+    for before, after in zip(seen, seen[1:], strict=False):
+        for old, new in zip(before, after, strict=False):
+            if old["text"]:
+                assert new["text"] == old["text"], "a translation never changes"
+            elif old["draft"] not in (None, "…"):
+                assert new["text"] or new["draft"] != "…", "a draft stays until there is something better"
+
+
 def test_only_committed_text_is_read_aloud(page: Page, service: Service, clip: Path) -> None:
     page.open(service.port)
     page.choose_file(clip)

@@ -1,7 +1,7 @@
 /** What the user chose: remembered in this browser, and what of it goes into the start message. */
 
 const KEY = "dragoman";
-const REMEMBERED = ["language", "block", "device", "speed", "glossary", "size"];
+const REMEMBERED = ["language", "block", "translation", "device", "speed", "glossary", "size"];
 const SIZE_STEP = 0.1;
 
 export class Settings {
@@ -57,6 +57,7 @@ export class Settings {
       ...(this.offered && { targets: this.targets }),
       ...(this.offered && this.field("language").value && { language: this.field("language").value }),
       ...(this.field("block").value && { block_ms: Number(this.field("block").value) }),
+      ...(this.field("translation").value && { translation: this.field("translation").value }),
       ...(glossary.length && { glossary }),
     };
   }
@@ -74,7 +75,7 @@ export class Settings {
   offer(info, name) {
     this.offered = true;
     const ticked = new Set(this.kept.targets ?? info.targets);
-    this.field("targets").hidden = !info.known_targets.length;
+    this.field("targets").hidden = this.field("translation-field").hidden = !info.known_targets.length;
     for (const code of info.known_targets) {
       const input = Object.assign(this.page.createElement("input"), { type: "checkbox", value: code, checked: ticked.has(code) });
       const label = this.page.createElement("label");

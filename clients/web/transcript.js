@@ -6,8 +6,8 @@
  * @typedef {import("./captions.js").Word} Word
  * @typedef {{
  *   segment: number, text: string, tail: string, words: Word[], start_ms: number, end_ms: number, final: boolean,
- *   translations: Record<string, string>,
- * }} Segment
+ *   translations: Record<string, string>, drafts: Record<string, string>,
+ * }} Segment drafts: translations for the time being, of languages whose translation has not come yet
  */
 
 export class Transcript {
@@ -45,6 +45,12 @@ export class Transcript {
       case "translation": {
         const segment = this.at(event.segment, event.start_ms);
         segment.translations[event.language] = event.text;
+        delete segment.drafts[event.language];
+        return segment;
+      }
+      case "translation_draft": {
+        const segment = this.at(event.segment, event.clocks.committed_ms);
+        segment.drafts[event.language] = event.text;
         return segment;
       }
       default:
@@ -56,7 +62,7 @@ export class Transcript {
   at(index, start_ms) {
     let segment = this.byIndex.get(index);
     if (!segment) {
-      segment = { segment: index, text: "", tail: "", words: [], start_ms, end_ms: start_ms, final: false, translations: {} };
+      segment = { segment: index, text: "", tail: "", words: [], start_ms, end_ms: start_ms, final: false, translations: {}, drafts: {} };
       this.byIndex.set(index, segment);
     }
     return segment;

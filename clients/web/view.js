@@ -1,6 +1,6 @@
 /**
  * The captions on the page. Committed text is only ever added to; the tail behind it is replaced. A segment never gets lower while it is
- * live, so nothing below or above it jumps when a tail becomes shorter. The log is a live region of ARIA; tails are hidden from it.
+ * live, so nothing below or above it jumps when a tail becomes shorter. The log is a live region of ARIA; tails and drafts are hidden from it.
  *
  * @typedef {import("./transcript.js").Segment} Segment
  * @typedef {{row: HTMLElement, committed: HTMLElement, tail: HTMLElement, said: string, height_px: number,
@@ -79,7 +79,7 @@ export class CaptionView {
       row.said = segment.text;
     }
     if (row.tail.textContent !== segment.tail) row.tail.textContent = segment.tail;
-    if (segment.final) this.showTranslations(row, segment);
+    if (segment.final || Object.keys(segment.drafts).length) this.showTranslations(row, segment);
     this.keepHeight(row);
     this.stay();
   }
@@ -128,18 +128,25 @@ export class CaptionView {
     this.rows.delete(index);
   }
 
-  /** @param {Row} row @param {Segment} segment */
+  /**
+   * A draft, or "…" where there is none, is hidden from screen readers; the translation that takes its place is an addition to the log.
+   * @param {Row} row @param {Segment} segment
+   */
   showTranslations(row, segment) {
     for (const language of this.targets) {
       let place = row.translations.get(language);
       if (!place) {
         place = element("p", { class: "translation", lang: language });
-        place.append(element("span", { class: "pending", "aria-hidden": "true" }, "…"));
+        place.append(element("span", { class: "pending", "aria-hidden": "true" }));
         row.row.append(place);
         row.translations.set(language, place);
       }
+      const pending = place.firstElementChild;
+      if (!pending) continue; // translated: that never changes
       const text = segment.translations[language];
-      if (text !== undefined && place.firstElementChild) place.replaceChildren(text);
+      const draft = segment.drafts[language] || "…";
+      if (text !== undefined) place.replaceChildren(text);
+      else if (pending.textContent !== draft) pending.textContent = draft;
     }
   }
 
