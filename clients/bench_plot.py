@@ -9,16 +9,22 @@ from typing import Any
 
 def plot(report: Mapping[str, Any], path: Path) -> None:
     """Word errors, delays, flicker and cost by block size, and the long stream if there was one, into a PNG."""
+    draw(report).savefig(path, dpi=120)
+
+
+def draw(report: Mapping[str, Any]) -> Any:
+    """The same as a figure of matplotlib."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     blocks, long = report["blocks"], report["long"]
     names = [f"{block['block_ms']} ms" for block in blocks]
-    figure: Any = Figure(figsize=(10, 10.5 if long else 7), layout="constrained")  # the library's types are partly unknown
+    figure: Any = Figure(figsize=(10, 11 if long else 7.5), layout="constrained")  # the library's types are partly unknown
     axes = list(figure.subplots(3 if long else 2, 2).flat)
     _bars(axes[0], names, [100 * block["wer"] for block in blocks], "word error rate, %")
-    axes[0].axhline(100 * report["offline"]["wer"], color="black", linestyle="--", label="offline")
-    axes[0].legend()
+    offline = 100 * report["offline"]["wer"]
+    axes[0].axhline(offline, color="black", linestyle="--", label=f"offline: {offline:.3g}")
+    _legend(axes[0])
     _delays(axes[1], names, blocks)
     _bars(axes[2], names, [_known(block["normalised_erasure"]) for block in blocks], "normalised erasure (words taken back / final words)")
     _bars(axes[3], names, [block["cpu_s_per_audio_s"] for block in blocks], "CPU seconds for an audio second")
@@ -31,11 +37,13 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     figure.suptitle(
         f"dragoman bench: {settings['model']}, {settings['runtime']}, {machine['cpu']}, threads {settings['threads'] or 'auto'}"
     )
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _bars(axis: Any, names: Sequence[str], values: Sequence[float], title: str) -> None:
-    axis.bar_label(axis.bar(names, values, color="tab:blue", width=0.5), fmt="%.3g")
+    """The numbers stand on paper of their own: a line may run at their height."""
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    axis.bar_label(axis.bar(names, values, color="tab:blue", width=0.5), fmt="%.3g", padding=3, bbox=paper, zorder=3)
     axis.margins(y=0.15)
     axis.set(title=title)
 
@@ -56,4 +64,9 @@ def _delays(axis: Any, names: Sequence[str], blocks: Sequence[Mapping[str, Any]]
         axis.vlines(at, p50, p95, color="black")
     axis.set_xticks(range(len(names)), names)
     axis.set(title="delays, ms: p50 and, above it, p95")
-    axis.legend()
+    _legend(axis)
+
+
+def _legend(axis: Any) -> None:
+    """Below the axis, where it covers nothing."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, borderaxespad=0.2)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dragoman.clients.bench import NEEDED, Plan, measure, write
+from dragoman.clients.bench_plot import draw
 from dragoman.clients.bench_tables import ROWS
 from dragoman.clients.cli import main
 from dragoman.clients.parser import make_parser
@@ -197,6 +198,24 @@ def test_a_report_with_a_long_stream(tmp_path: Path) -> None:
     assert "one stream, block 640 ms; the last minute over the second: CPU 1.00, memory 1.00" in text
     assert "ends of words from reference alignment" in text
     assert json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["blocks"] == report["blocks"]
+
+
+def test_nothing_in_the_picture_covers_a_bar_or_a_number(tmp_path: Path) -> None:
+    delay = {"count": 9, "asked": 9, "p50_ms": 1400.0, "p95_ms": 2100.0}
+    kinds = {"commit_lag": delay, "first_partial": delay, "final_delay": delay}
+    blocks = [{"block_ms": ms, "wer": 0.8, "normalised_erasure": 1.0, "cpu_s_per_audio_s": 0.1, **kinds} for ms in (320, 640, 960)]
+    report = {"blocks": blocks, "long": None, "offline": {"wer": 0.81}, "machine": {"cpu": "none"}}
+    figure = draw({**report, "settings": {"model": "small", "runtime": "none", "threads": 1}})
+    figure.draw_without_rendering()
+    legends = [axis.get_legend() for axis in figure.axes if axis.get_legend()]
+    assert len(legends) == 2
+    for legend in legends:
+        place = legend.get_window_extent()
+        assert not any(place.overlaps(axis.get_window_extent()) for axis in figure.axes)
+        assert 0 <= place.x0 < place.x1 <= figure.bbox.x1 and place.y0 >= 0, "in the picture"
+    numbers = [text.get_window_extent() for axis in figure.axes for text in axis.texts]
+    titles = [axis.title.get_window_extent() for axis in figure.axes]
+    assert len(numbers) == 9 and not any(number.overlaps(title) for number in numbers for title in titles)
 
 
 def test_what_could_not_be_measured_is_shown_as_such(tmp_path: Path) -> None:
