@@ -193,7 +193,7 @@ class Prompts:
         if target == task.language:
             raise TaskError(f"cannot translate {task.language!r} into itself")
         if target not in self.targets:
-            known = ", ".join(code for code in self.targets if code != task.language) or "no translation"
+            known = ", ".join(code for code in self.targets if code != task.language) or f"no translation, it {self._tasks()}"
             raise TaskError(f"this model does not translate into {target!r}; it knows {known}")
 
     def _control(self, name: str) -> int:

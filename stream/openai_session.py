@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -32,7 +32,9 @@ class EventError(WireError):
         self.param, self.name = param, name
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Keys that are known, and no others."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -41,7 +43,7 @@ def _ignored() -> Any:
     return Field(default=None, exclude=True)
 
 
-class AudioFormat(_Section):
+class AudioFormat(Section):
     """``audio/pcm`` is 16-bit, little endian, mono."""
 
     type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
@@ -56,7 +58,7 @@ class AudioFormat(_Section):
         return g711.decode(data, _LAWS[self.type]) if self.type in _LAWS else data
 
 
-class Transcription(_Section):
+class Transcription(Section):
     """What is written down."""
 
     language: str | None = None
@@ -66,7 +68,7 @@ class Transcription(_Section):
     prompt: Any = _ignored()
 
 
-class ServerVad(_Section):
+class ServerVad(Section):
     """Turns end at a silence. None in its place: they end when the client says so."""
 
     type: Literal["server_vad"] = "server_vad"
@@ -78,24 +80,24 @@ class ServerVad(_Section):
     idle_timeout_ms: Any = _ignored()
 
 
-class AudioInput(_Section):
+class AudioInput(Section):
     format: AudioFormat = AudioFormat()
     transcription: Transcription = Transcription()
     turn_detection: ServerVad | None = ServerVad()
     noise_reduction: Any = _ignored()
 
 
-class _Audio(_Section):
+class _Audio(Section):
     input: dict[str, Any] = {}
 
 
-class _Nested(_Section):
+class _Nested(Section):
     type: Literal["transcription"]
     audio: _Audio = _Audio()
     include: Any = None
 
 
-class _Flat(_Section):
+class _Flat(Section):
     input_audio_format: Literal["pcm16", "g711_ulaw", "g711_alaw"] | None = None
     input_audio_transcription: dict[str, Any] | None = None
     turn_detection: dict[str, Any] | None = None
@@ -105,11 +107,13 @@ class _Flat(_Section):
     client_secret: Any = None
 
 
-class _ClientEvent(_Section):
+class ClientEvent(Section):
+    """What every event of a client may have."""
+
     event_id: str | None = Field(default=None, max_length=512)
 
 
-class Update(_ClientEvent):
+class Update(ClientEvent):
     """Change what is given, leave the rest."""
 
     type: Literal["session.update"]
@@ -120,7 +124,7 @@ class Update(_ClientEvent):
         return self.session.audio.input
 
 
-class FlatUpdate(_ClientEvent):
+class FlatUpdate(ClientEvent):
     """The same in the older dialect."""
 
     type: Literal["transcription_session.update"]
@@ -137,10 +141,9 @@ class FlatUpdate(_ClientEvent):
         return nested
 
 
-class Append(_ClientEvent):
+class AudioEvent(ClientEvent):
     """Audio in base64."""
 
-    type: Literal["input_audio_buffer.append"]
     audio: str
 
     def data(self) -> bytes:
@@ -154,19 +157,25 @@ class Append(_ClientEvent):
         return data
 
 
-class CommitBuffer(_ClientEvent):
+class Append(AudioEvent):
+    """More audio."""
+
+    type: Literal["input_audio_buffer.append"]
+
+
+class CommitBuffer(ClientEvent):
     """The turn is over."""
 
     type: Literal["input_audio_buffer.commit"]
 
 
-class ClearBuffer(_ClientEvent):
+class ClearBuffer(ClientEvent):
     """Forget what was not yet committed."""
 
     type: Literal["input_audio_buffer.clear"]
 
 
-ClientEvent = Update | FlatUpdate | Append | CommitBuffer | ClearBuffer
+TranscriptionEvent = Update | FlatUpdate | Append | CommitBuffer | ClearBuffer
 T = TypeVar("T")
 _KNOWN = (
     "session.update",
@@ -175,15 +184,15 @@ _KNOWN = (
     "input_audio_buffer.commit",
     "input_audio_buffer.clear",
 )
-_EVENT: TypeAdapter[ClientEvent] = TypeAdapter(Annotated[ClientEvent, Field(discriminator="type")])
+_EVENT: TypeAdapter[TranscriptionEvent] = TypeAdapter(Annotated[TranscriptionEvent, Field(discriminator="type")])
 _INPUT: TypeAdapter[AudioInput] = TypeAdapter(AudioInput)
 
 
-def read_event(raw: Mapping[str, Any]) -> ClientEvent:
+def read_event(raw: Mapping[str, Any]) -> TranscriptionEvent:
     """A JSON object → event. Raises EventError."""
     if raw.get("type") not in _KNOWN:
         raise EventError(f"event type {str(raw.get('type'))[:60]!r}, expected one of {', '.join(_KNOWN)}", param="type")
-    return _checked(_EVENT, raw)
+    return checked(_EVENT, raw, kinds=_KNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +219,8 @@ class Setup:
     def updated(self, changes: Mapping[str, Any], options: SessionOptions) -> Setup:
         """``changes``: what stood in ``audio.input``. Raises EventError."""
         raw = {**self.raw, **changes}
+        if isinstance(said := changes.get("transcription"), dict):
+            changes = {**changes, "transcription": one_language(cast(dict[str, Any], said), "session.audio.input.transcription.")}
         for name in ("transcription", "turn_detection"):
             old, new = self.raw.get(name), changes.get(name)
             if isinstance(old, dict) and isinstance(new, dict):
@@ -220,18 +231,13 @@ class Setup:
 
     @classmethod
     def _read(cls, raw: Mapping[str, Any], options: SessionOptions) -> Setup:
-        found = _checked(_INPUT, raw, "session.audio.input.")
-        said, vad = found.transcription, found.turn_detection
-        asked: dict[str, Any] = {
-            "targets": (),  # the protocol has no place for a translation
-            "language": said.language,
-            "glossary": said.keywords,
-            "block_ms": _BLOCK_MS.get(said.delay or ""),
-        }
+        found = checked(_INPUT, raw, "session.audio.input.")
+        vad = found.turn_detection
+        asked = {**asked_of(found.transcription), "targets": ()}  # the protocol has no place for a translation
         if vad is not None:
             asked["vad"] = _with(options.vad, threshold=vad.threshold)
             asked["endpoint"] = _with(options.endpoint, pre_roll_ms=vad.prefix_padding_ms, hangover_ms=vad.silence_duration_ms)
-        return cls(found, {key: value for key, value in asked.items() if value is not None}, raw)
+        return cls(found, asked, raw)
 
     def hears_as(self, other: Setup) -> bool:
         """Whether a stream that was opened for one does for the other."""
@@ -257,16 +263,34 @@ class Setup:
         }
 
 
+def asked_of(said: Transcription) -> dict[str, Any]:
+    """What is written down → options of a session."""
+    asked = {"language": said.language, "glossary": said.keywords, "block_ms": _BLOCK_MS.get(said.delay or "")}
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def one_language(said: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """``languages`` with one language → ``language``, as models of OpenAI's that guess want it said. Raises EventError for any more."""
+    if "languages" not in said:
+        return dict(said)
+    languages: Any = said["languages"]
+    if not isinstance(languages, list) or len(cast(list[Any], languages)) != 1:
+        param = prefix + "languages"
+        raise EventError(f"{param} is {str(languages)[:60]}, expected a list of one: a session hears one language", param=param)
+    return {**{key: value for key, value in said.items() if key != "languages"}, "language": languages[0]}
+
+
 def _with(section: BaseModel, **changes: Any) -> dict[str, Any]:
     return {**section.model_dump(), **{key: value for key, value in changes.items() if value is not None}}
 
 
-def _checked(adapter: TypeAdapter[T], raw: Mapping[str, Any], prefix: str = "") -> T:
+def checked(adapter: TypeAdapter[T], raw: Mapping[str, Any], prefix: str = "", kinds: Sequence[str] = ()) -> T:
+    """``prefix``: where ``raw`` stood in the event. ``kinds``: types of events, which are no keys. Raises EventError that names the key."""
     try:
         return adapter.validate_python(raw)
     except ValidationError as error:
         item = error.errors(include_url=False)[0]
-        param = prefix + ".".join(str(part) for part in item["loc"] if part not in _KNOWN)
+        param = prefix + ".".join(str(part) for part in item["loc"] if part not in kinds)
         if item["type"] == "extra_forbidden":
             raise EventError(f"unknown key {param[:100]!r}", param=param) from error
         got = "" if item["type"] == "missing" else f", got {str(item['input'])[:60]!r}"

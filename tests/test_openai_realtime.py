@@ -358,7 +358,10 @@ def test_a_mistake_is_told_and_the_session_goes_on(message: Any, code: str, para
         ({"format": {"type": "audio/opus"}}, "format.type: Input should be 'audio/pcm', 'audio/pcmu' or 'audio/pcma', got 'audio/opus'"),
         ({"format": {"type": "audio/pcm", "rate": 4000}}, "greater than or equal to 8000, got '4000'"),
         ({"transcription": {"language": "xx"}}, "this model does not transcribe 'xx'; it knows en"),
-        ({"transcription": {"languages": ["en"]}}, "unknown key 'session.audio.input.transcription.languages'"),
+        ({"transcription": {"languages": ["en", "de"]}}, "languages is ['en', 'de'], expected a list of one: a session hears one language"),
+        ({"transcription": {"languages": "en"}}, "expected a list of one"),
+        ({"transcription": {"languages": ["xx"]}}, "this model does not transcribe 'xx'; it knows en"),
+        ({"transcription": {"speakers": 2}}, "unknown key 'session.audio.input.transcription.speakers'"),
     ],
 )
 def test_an_update_that_cannot_be_obeyed_changes_nothing(changes: dict[str, Any], says: str) -> None:
