@@ -48,7 +48,7 @@ SOCKETS = ("stream/connection.py", "stream/native.py", *OPENAI, "stream/deepgram
 HOMES = {
     "numpy": ("model/*", "stream/*", "clients/*"),
     "torch": (*TORCH, "model/export.py", "model/onnx_graphs.py", "model/load.py"),  # load.py: inside a function, see HEAVY
-    "onnxruntime": ("model/onnx_backend.py",),
+    "onnxruntime": ("model/onnx_backend.py", "stream/silero.py"),
     "onnx": ("model/onnx_writer.py",),
     "safetensors": ("model/checkpoint.py",),
     "tokenizers": ("model/tokenizer.py",),
