@@ -68,7 +68,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _connect(args: argparse.Namespace) -> int:
-    from .connect import Wanted, connect
+    from .connect import Wanted, connect, read_key
 
     targets = _codes(args.to)
     wanted = Wanted(
@@ -80,6 +80,7 @@ def _connect(args: argparse.Namespace) -> int:
         realtime=args.realtime,
         device=args.device,
         loopback=args.loopback,
+        key=read_key(args.key_file, os.environ),
     )
     return connect(wanted, _form(args))
 

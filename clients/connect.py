@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..stream import open_source, paced, parse_options
+from ..stream import ConfigError, open_source, paced, parse_options
 from .microphone import Microphone
 from .remote import Remote
 from .render import Form, make_renderer
@@ -30,6 +30,7 @@ class Wanted:
     realtime: bool = False
     device: int | None = None
     loopback: bool = False
+    key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,22 @@ def connect(wanted: Wanted, form: Form) -> int:
     return 0
 
 
+def read_key(path: Path | None, environment: Mapping[str, str]) -> str | None:
+    """The server's key, from a file or else from DRAGOMAN_KEY. Not from a flag: other users of a machine see the flags of its programs.
+
+    Raises ConfigError for a file that cannot be read or holds more than one word.
+    """
+    if path is None:
+        return environment.get("DRAGOMAN_KEY") or None
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not ASCII text'}") from error
+    if not key or len(key.split()) > 1:
+        raise ConfigError(f"{path}: expected one key and nothing else")
+    return key
+
+
 async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
     remote = Remote(
         wanted.url,
@@ -59,7 +76,10 @@ async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
         language=wanted.language,
         targets=wanted.targets,
         block_ms=wanted.block_ms,
+        key=wanted.key,
     )
+    if wanted.key and remote.is_in_the_clear:
+        sys.stderr.write(f"the key crosses the network in the clear to {remote.url}; expected wss:// or https://\n")
     async with remote:
         renderer = make_renderer(form, sys.stdout, parse_options({"session": {"targets": wanted.targets or []}}))
         with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or not the main thread: Ctrl-C breaks off
@@ -68,7 +88,11 @@ async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
         try:
             async for event in remote:
                 renderer.show(event)
-            await sender
+            if sender.done():
+                await sender
+            else:  # the server has ended the session: it is stopping, or the time is up
+                sys.stderr.write("the server has ended the session\n")
+                feed.stop()
         finally:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)

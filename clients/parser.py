@@ -39,6 +39,13 @@ FLAGS = {
     "server.max_sessions": "--max-sessions",
     "server.allow_hosts": "--allow-host",
     "server.allow_origins": "--allow-origin",
+    "server.keys_file": "--keys-file",
+    "server.open_to_all": "--open-to-all",
+    "server.tls_cert": "--tls-cert",
+    "server.tls_key": "--tls-key",
+    "server.record": "--record",
+    "server.record_dir": "--record-dir",
+    "server.record_days": "--record-days",
 }
 
 
@@ -101,6 +108,15 @@ def _server_parsers(commands: Any) -> None:
     server.add_argument("--max-sessions", type=int, metavar="N", help="sessions at once (default: 8)")
     server.add_argument("--allow-host", action="append", metavar="NAME", help="a name under which the server is reached")
     server.add_argument("--allow-origin", action="append", metavar="ORIGIN", help="another site whose pages may use it")
+    access = server.add_argument_group("who may come")
+    access.add_argument("--keys-file", type=Path, metavar="FILE", help="API keys, one a line: clients must show one of them")
+    access.add_argument("--open-to-all", action="store_true", default=None, help="listen beyond this machine without any key")
+    access.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM): https and wss only")
+    access.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
+    record = server.add_argument_group("recording (default: nothing is stored)")
+    record.add_argument("--record", choices=("text", "audio", "both"), help="what of every session is stored")
+    record.add_argument("--record-dir", type=Path, metavar="FOLDER", help="where")
+    record.add_argument("--record-days", type=float, metavar="N", help="for how long (default: 7)")
     _task(server)
     _running(server)
 
@@ -110,6 +126,8 @@ def _server_parsers(commands: Any) -> None:
     client.add_argument("url", metavar="URL", help="the server, e.g. localhost:8000")
     client.add_argument("file", nargs="?", type=Path, metavar="FILE", help="an audio file (default: the microphone)")
     client.add_argument("--realtime", action="store_true", help="send no faster than the audio, as a microphone would")
+    key = "a file that holds the server's key (default: the variable DRAGOMAN_KEY)"
+    client.add_argument("--key-file", type=Path, metavar="FILE", help=key)
     _devices(client)
     _forms(client)
     _task(client)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from ..stream import AudioFormatError, ConfigError, DragomanError, Ended, Event, OverloadedError, ProtocolError, TaskError
 from ..stream.protocol import Failure, Finish, Gap, Progress, Ready, Resume, ServerMessage, Start, WireError, read_server, write
@@ -46,16 +46,20 @@ class Remote:
         style: str | None = None,
         translation: Literal["stable", "draft"] | None = None,
         block_ms: int | None = None,
+        # Access
+        key: str | None = None,
         # Parts that may be given
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """``url``: of the server, e.g. "localhost:8000". ``pause``: waits so many seconds before another try to connect.
+        """``url``: of the server, e.g. "localhost:8000". ``key``: of a server that asks for one. ``pause``: waits so many seconds before
+        another try to connect.
 
         Raises ConfigError for a URL that is none or a value out of range, AudioFormatError for an encoding that no server takes.
         """
         if encoding not in _SAMPLE_BYTES:
             raise AudioFormatError(f"encoding {encoding!r}, expected one of {', '.join(_SAMPLE_BYTES)}")
         self.url = socket_url(url)
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.ready: Ready | None = None
         self.progress: Progress | None = None
         try:
@@ -84,8 +88,14 @@ class Remote:
         self._runner: asyncio.Task[None] | None = None
         self._socket: ClientConnection | None = None
 
+    @property
+    def is_in_the_clear(self) -> bool:
+        """Whether others on the network can read what is sent."""
+        parts = urlsplit(self.url)
+        return parts.scheme == "ws" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+
     async def __aenter__(self) -> Remote:
-        """Connect. Raises ProtocolError (nobody there), OverloadedError, TaskError."""
+        """Connect. Raises ProtocolError (nobody there, or not without a key), OverloadedError, TaskError."""
         socket = await self._open(self._start)
         self._runner = asyncio.create_task(self._run(socket))
         return self
@@ -193,7 +203,12 @@ class Remote:
         """A connection whose first message was answered by Ready."""
         try:
             # No ping timeout: a server that is held up by back-pressure reads no pings.
-            socket = await open_socket(self.url, max_size=None, compression=None, ping_timeout=None)
+            socket = await open_socket(self.url, max_size=None, compression=None, ping_timeout=None, additional_headers=self._headers)
+        except InvalidStatus as error:
+            if error.response.status_code != 401:
+                raise ProtocolError(f"cannot connect to {self.url}: {error}") from error
+            why = "asks for a key" if not self._headers else "does not know this key"
+            raise WireError("unauthorized", f"{self.url} {why}; expected one in DRAGOMAN_KEY or --key-file") from error
         except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
             raise ProtocolError(f"cannot connect to {self.url}: {error or type(error).__name__}") from error
         self._socket = socket

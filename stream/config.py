@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,6 +15,9 @@ from pydantic.fields import FieldInfo
 from ..model.errors import ConfigError
 from ..model.prompt import Term
 from .endpoint import EndpointFrames
+
+KEY_FORM = r"[A-Za-z0-9._~+-]{16,200}"  # of an API key: what may stand in every header that carries one
+_SECRET = ("server.keys",)  # options whose values no error shows
 
 
 class _Section(BaseModel):
@@ -148,12 +152,42 @@ class ServerOptions(_Section):
     idle_s: float = Field(default=60.0, gt=0, description="a connection that sends nothing for so long is closed")
     resume_s: float = Field(default=60.0, ge=0, description="a session whose connection was lost is kept for so long")
     drain_s: float = Field(default=30.0, ge=0, description="after SIGTERM, sessions may go on for so long")
+    session_s: float | None = Field(
+        default=None, gt=0, description="a session ends after so long, what it has heard is committed; longer files are refused"
+    )
+    stall_s: float = Field(default=60.0, gt=0, description="a client that takes nothing of what is sent to it for so long is cut off")
+    sessions_per_key: int | None = Field(default=None, ge=1, description="sessions at once with the same key; none: max_sessions")
+    sessions_per_address: int | None = Field(
+        default=None, ge=1, description="sessions at once of one address (of IPv6: one network of 64 bits); none: max_sessions"
+    )
     queue_ms: int = Field(default=10_000, ge=1000, le=600_000, description="audio that may wait in one session before its sender has to")
     upload_mb: int = Field(default=512, ge=1, description="largest file for /v1/audio/transcriptions, in MB")
     allow_hosts: tuple[str, ...] = Field(
         default=(), description="names under which the server is reached, besides localhost and plain addresses"
     )
     allow_origins: tuple[str, ...] = Field(default=(), description="pages of other origins that may use it, e.g. https://captions.example")
+    keys: tuple[str, ...] = Field(
+        default=(),
+        repr=False,
+        description="clients must show one of these; in a file or this variable others on the machine do not see them",
+    )
+    keys_file: Path | None = Field(default=None, description="the same from a file, one a line")
+    open_to_all: bool = Field(default=False, description="listen beyond this machine although there is no key")
+    tls_cert: Path | None = Field(default=None, description="file of a certificate chain (PEM): the server speaks https and wss only")
+    tls_key: Path | None = Field(default=None, description="file of its private key (PEM, without a password)")
+    proxies: tuple[str, ...] = Field(default=(), description="addresses of proxies whose X-Forwarded-For is believed")
+    record: Literal["nothing", "text", "audio", "both"] = Field(
+        default="nothing", description="what of every session is stored in record_dir, for the eyes of the server's user only"
+    )
+    record_dir: Path | None = Field(default=None, description="folder of the recordings")
+    record_days: float = Field(default=7.0, gt=0, description="recordings are deleted when they are so old")
+
+    @field_validator("keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(KEY_FORM, key) for key in keys):
+            raise ValueError("a key is 16 to 200 letters, digits and - . _ ~ +")
+        return keys
 
 
 class Options(_Section):
@@ -262,7 +296,7 @@ def _problem(item: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     place = cast(tuple[str | int, ...], item["loc"])
     dotted = ".".join(map(str, place))
     if item["type"] != "extra_forbidden":
-        shown = f", got {item['input']!r}" if not isinstance(item["input"], dict) else ""
+        shown = f", got {item['input']!r}" if not isinstance(item["input"], dict) and dotted not in _SECRET else ""
         origin = next((f" (from {name})" for key, name in origins.items() if dotted == key or dotted.startswith(key + ".")), "")
         return f"{dotted}: {item['msg']}{shown}{origin}"
     known = _keys(place[:-1])

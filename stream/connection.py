@@ -11,6 +11,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..model.errors import ConfigError
+from .access import Visitor
 from .config import SessionOptions, parse_options
 from .engine import Engine
 from .live import Stream
@@ -27,6 +28,7 @@ class Connection:
 
     def __init__(self, socket: WebSocket, engine: Engine) -> None:
         self._socket, self._engine = socket, engine
+        self._visitor: Visitor = getattr(socket.state, "visitor", Visitor())
         self._idle_s: float = engine.options.server.idle_s
         self._stream: Stream | None = None
 
@@ -77,13 +79,15 @@ class Connection:
         self._leave(keep=True)
         await self._close(1001 if self._engine.draining_until_s is not None else 1000)
 
-    async def _receive(self, *, listening: bool = True) -> str | bytes:
-        """One message. Raises WireError, or WebSocketDisconnect. ``listening``: silence is limited (not after the end of the audio)."""
+    async def _receive(self, *, listening: bool = True, within_s: float | None = None) -> str | bytes:
+        """One message. Raises WireError, or WebSocketDisconnect. ``listening``: silence is limited (not after the end of the audio).
+        ``within_s``: where it has to come sooner than ``idle_s``."""
+        limit_s = self._idle_s if within_s is None else min(within_s, self._idle_s)
         try:
-            async with asyncio.timeout(self._idle_s if listening else None):
+            async with asyncio.timeout(limit_s if listening else None):
                 message: dict[str, Any] = dict(await self._socket.receive())
         except TimeoutError as error:
-            raise WireError("idle", f"nothing came for {self._idle_s:g} s, expected audio or another message") from error
+            raise WireError("idle", f"nothing came for {limit_s:g} s, expected audio or another message") from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code") or 1005)
         text: str | None = message.get("text")

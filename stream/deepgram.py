@@ -126,7 +126,9 @@ class ListenConnection(Connection):
     async def _serve(self) -> None:
         wish = read_query(self._socket.query_params.multi_items(), self._engine.options.session)
         options = self._options(wish.asked, where="the query")
-        stream = self._stream = await self._engine.open(options, sample_rate=wish.sample_rate, channels=wish.channels)
+        stream = self._stream = await self._engine.open(
+            options, sample_rate=wish.sample_rate, channels=wish.channels, visitor=self._visitor
+        )
         stream.attach(self)
         # A browser cannot send headers: there the key comes as a second subprotocol, and a server must choose one of those offered.
         offered = self._socket.scope.get("subprotocols", ())

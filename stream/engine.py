@@ -18,12 +18,14 @@ import numpy as np
 from ..model.backend import Floats
 from ..model.errors import OverloadedError
 from ..model.load import Loaded
-from .config import Options, SessionOptions
+from .access import Visitor
+from .config import Options, ServerOptions, SessionOptions
 from .lag import LEVELS, REFUSING, Gauge
 from .live import Stream
 from .opening import Openings
 from .pcm import Encoding
 from .protocol import WireError
+from .recorder import Recorder
 from .scheduler import Scheduler
 from .session import Session
 from .stats import Stats, add_stats
@@ -32,6 +34,7 @@ from .vad import Vad
 _LOG = logging.getLogger(__name__)
 _WARM_UP_S = 2
 _RETRY_S = 5.0
+_LAST_NOTICE_S = 30.0  # so long before its time is up a session is told
 _BACKGROUND_TURNS = 4  # behind schedule, streams that nobody watches take part in one turn of so many
 
 
@@ -47,9 +50,10 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         executor: Executor | None = None,
         make_vad: Callable[[], Vad] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """``clock``: seconds that only grow. ``executor``: where the model runs; by default one thread. ``make_vad``: instead of
-        the detector that the options name."""
+        the detector that the options name. ``recorder``: instead of the one that they ask for."""
         self.loaded, self.options = loaded, options or Options()
         self.clock = clock
         self.gauge = gauge or Gauge()
@@ -61,9 +65,11 @@ class Engine:
         self._scheduler = Scheduler(loaded.backend)
         self._openings = Openings(loaded.backend, loaded.prompts)
         self._make_vad = make_vad
+        self._recorder = recorder or _recorder_of(self.options.server)
         self._past = Stats()
         self._wake = asyncio.Event()
-        self._opening = self._turns = 0
+        self._opening: list[Visitor] = []  # whose places are taken, while their sessions are made
+        self._turns = 0
         self._pump: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Engine:
@@ -77,6 +83,8 @@ class Engine:
         await asyncio.gather(self._pump, return_exceptions=True)
         for stream in list(self.streams.values()):
             stream.fail(WireError("draining", "the server has stopped"))
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.close)
         if self._owns_executor:
             await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
 
@@ -90,20 +98,22 @@ class Engine:
         channels: int = 1,
         encoding: Encoding = "int16",
         background: bool = False,
+        visitor: Visitor | None = None,
     ) -> Stream:
-        """A new stream. ``background``: nobody watches it live (a file), so it takes what live streams leave.
+        """A new stream. ``background``: nobody watches it live (a file), so it takes what live streams leave. ``visitor``: who asks.
 
         Raises OverloadedError, WireError (draining), TaskError, AudioFormatError.
         """
-        self.admit()
+        visitor = visitor or Visitor()
+        self.admit(visitor)
         wanted = options or self.options.session
-        self._opening += 1  # from here on the place is taken
+        self._opening.append(visitor)  # from here on the place is taken
         try:
             session = await asyncio.get_running_loop().run_in_executor(
                 self._executor, lambda: self._session(wanted, sample_rate, channels, encoding)
             )
         finally:
-            self._opening -= 1
+            self._opening.remove(visitor)
         stream = Stream(
             uuid.uuid4().hex,
             session,
@@ -113,7 +123,11 @@ class Engine:
             queue_ms=self.options.server.queue_ms,
             background=background,
             wake=self._wake.set,
+            visitor=visitor,
+            opened_s=self.clock(),
         )
+        if self._recorder is not None:
+            stream.recording = self._recorder.open(sample_rate, channels, encoding)
         if not background:
             stream.level = self.gauge.level
             session.economy = LEVELS[stream.level]
@@ -121,24 +135,34 @@ class Engine:
         self.opened_count += 1
         return stream
 
-    def admit(self) -> None:
-        """Raises OverloadedError, or WireError (draining), when there is no room for one more stream."""
-        most, taken = self.options.server.max_sessions, len(self.active) + self._opening
+    def admit(self, visitor: Visitor | None = None) -> None:
+        """Raises OverloadedError, or WireError (draining), when there is no room for one more stream, or none for this visitor."""
+        server, taken_by = self.options.server, [*self._opening, *(stream.visitor for stream in self.active)]
+        most, taken = server.max_sessions, len(taken_by)
         if self.draining_until_s is not None:
             self.refused_count += 1
             raise WireError("draining", "the server is stopping and takes no new session", retry_after_s=self.options.server.drain_s)
         if taken >= most:
             self.refused_count += 1
             raise OverloadedError(f"{taken} of {most} sessions are in use", retry_after_s=_RETRY_S)
+        if visitor is not None:
+            self._admit_one_more(server.sessions_per_key, [other.key for other in taken_by], visitor.key, "key")
+            self._admit_one_more(server.sessions_per_address, [other.address for other in taken_by], visitor.address, "address")
         if self.gauge.level >= REFUSING:
             self.refused_count += 1
             behind_s = self.behind_ms() / 1000
             raise OverloadedError(f"this machine is {behind_s:.1f} s behind schedule", retry_after_s=max(_RETRY_S, round(2 * behind_s, 1)))
 
-    def find(self, stream_id: str, after_seq: int) -> Stream:
-        """The stream that a client comes back to. Raises WireError if it is gone, or events after ``after_seq`` are."""
+    def _admit_one_more(self, most: int | None, taken: list[str], name: str, kind: str) -> None:
+        if most is not None and name and taken.count(name) >= most:
+            self.refused_count += 1
+            raise OverloadedError(f"{most} of {most} sessions of this {kind} are in use", retry_after_s=_RETRY_S)
+
+    def find(self, stream_id: str, after_seq: int, visitor: Visitor | None = None) -> Stream:
+        """The stream that a client comes back to. Raises WireError if it is gone, or events after ``after_seq`` are, or if it was opened
+        with another key."""
         stream = self.streams.get(stream_id)
-        if stream is None or stream.background:
+        if stream is None or stream.background or visitor is not None and visitor.key != stream.visitor.key:
             kept_s = self.options.server.resume_s
             raise WireError("unknown_session", f"no session {stream_id[:40]!r}; it is over, or was left for more than {kept_s:g} s")
         if not stream.log.has(after_seq):
@@ -180,10 +204,24 @@ class Engine:
         for stream in list(self.streams.values()):
             if stream.detached_s is not None and now_s - stream.detached_s >= self.options.server.resume_s:
                 self.discard(stream)
+        self._end_long_sessions(now_s)
+        if self._recorder is not None:
+            self._recorder.sweep()
         self._measure()
         if self.draining_until_s is not None and now_s >= self.draining_until_s:
             for stream in self.active:
                 stream.close()
+
+    def _end_long_sessions(self, now_s: float) -> None:
+        longest_s = self.options.server.session_s
+        for stream in self.active if longest_s is not None else ():
+            left_s = stream.opened_s + longest_s - now_s
+            if stream.background:  # a file's limit is on its audio
+                continue
+            if left_s <= 0:
+                stream.close()
+            elif left_s <= _LAST_NOTICE_S:
+                stream.warn("time_limit", f"a session may last {longest_s:g} s; this one ends in {left_s:.0f} s", left_s)
 
     def drain(self) -> None:
         """Take no new stream; those there are have ``drain_s`` left."""
@@ -191,7 +229,7 @@ class Engine:
             within_s = self.options.server.drain_s
             self.draining_until_s = self.clock() + within_s
             for stream in self.active:
-                stream.warn(within_s)
+                stream.warn("draining", f"the server is stopping; finish within {within_s:g} s", within_s)
 
     @property
     def drained(self) -> bool:
@@ -261,6 +299,12 @@ class Engine:
         noise = np.random.default_rng(0).normal(0.0, 0.01, _WARM_UP_S * 16_000)
         session.push(noise.astype(np.float32))
         session.finish()
+
+
+def _recorder_of(server: ServerOptions) -> Recorder | None:
+    if server.record == "nothing" or server.record_dir is None:
+        return None
+    return Recorder(server.record_dir, server.record, server.record_days)
 
 
 class _Always:

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,6 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ..model.backend import Floats
 from ..model.errors import AudioFormatError
 from ..model.prompt import Task
+from .access import Visitor
 from .captions import CueTimes, cut_cues, spread, srt, vtt
 from .config import SessionOptions
 from .engine import Engine
@@ -33,7 +34,8 @@ from .source import AudioSource, open_source
 Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
 FORMS: tuple[Form, ...] = ("json", "text", "srt", "vtt", "verbose_json")
 _BLOCK_MS = 1000
-_STATUS = {"bad_audio": 400, "bad_message": 400, "bad_task": 400, "too_large": 413, "overloaded": 503, "draining": 503}
+_SLOWEST_BYTES_S = 4_000  # of an upload, on average
+_STATUS = {"idle": 408, "bad_audio": 400, "bad_message": 400, "bad_task": 400, "too_large": 413, "overloaded": 503, "draining": 503}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +81,24 @@ def error_response(error: Exception) -> Response:
 
 
 async def _serve(request: Request, engine: Engine, *, translate: bool) -> Response:
-    engine.admit()  # before a large file is taken in for nothing
+    visitor = cast(Visitor, getattr(request.state, "visitor", Visitor()))
+    server = engine.options.server
+    engine.admit(visitor)  # before a large file is taken in for nothing
     folder = tempfile.TemporaryDirectory(prefix="dragoman-", ignore_cleanup_errors=True)
     try:
-        bounded = Request(request.scope, _bounded(request.receive, engine.options.server.upload_mb))
+        bounded = Request(request.scope, _bounded(request.receive, server.upload_mb, server.idle_s, engine.clock))
         async with bounded.form(max_files=1, max_fields=32) as form:
             wish = read_form(form, engine.options.session, translate=translate)
             engine.loaded.prompts.check(Task(wish.options.language, wish.options.targets, wish.options.glossary))
             source = await asyncio.to_thread(_store, wish.file, Path(folder.name) / "upload")
+        _check_length(source.duration_s, server.session_s)
         stream = await engine.open(
-            wish.options, sample_rate=source.sample_rate, channels=source.channels, encoding="float32", background=True
+            wish.options,
+            sample_rate=source.sample_rate,
+            channels=source.channels,
+            encoding="float32",
+            background=True,
+            visitor=visitor,
         )
     except BaseException:
         folder.cleanup()
@@ -229,11 +239,12 @@ class _Job:
         try:
             while (block := await _next(blocks)) is not None:
                 await self._stream.push(np.ascontiguousarray(block, dtype="<f4").tobytes())
+                _check_length(self._stream.inbox.received_ms / 1000, self._engine.options.server.session_s)
             self._stream.finish()
         except AudioFormatError as error:  # the file is broken in the middle
             self._stream.fail(_told(error, self._source.name))
-        except WireError:
-            return  # the stream has ended; its follower is told why
+        except WireError as error:
+            self._stream.fail(error)  # too long; or the stream has ended, and its follower is told why
 
 
 async def _next(blocks: Iterator[Floats]) -> Floats | None:
@@ -279,15 +290,27 @@ def _event(mapping: dict[str, Any]) -> str:
     return f"data: {json.dumps(mapping, ensure_ascii=False)}\n\n"
 
 
-def _bounded(receive: Receive, most_mb: int) -> Receive:
-    """``receive`` that raises 413 once a body is larger than ``most_mb``."""
-    left_bytes = most_mb * 1_000_000
+def _check_length(duration_s: float | None, longest_s: float | None) -> None:
+    if longest_s is not None and (duration_s or 0.0) > longest_s:
+        raise WireError("too_large", f"the audio is longer than {longest_s:g} s, the limit of this server")
+
+
+def _bounded(receive: Receive, most_mb: int, idle_s: float, clock: Callable[[], float]) -> Receive:
+    """``receive`` that raises 413 once a body is larger than ``most_mb``, and 408 when it comes too slowly: ``idle_s`` in all for nothing,
+    and longer by what has arrived at the slowest speed that a client may have."""
+    taken_bytes, waited_s = 0, 0.0
 
     async def bounded() -> Message:
-        nonlocal left_bytes
-        message = await receive()
-        left_bytes -= len(cast(bytes, message.get("body", b"")))
-        if left_bytes < 0:
+        nonlocal taken_bytes, waited_s
+        began_s = clock()
+        try:
+            async with asyncio.timeout(max(0.0, idle_s + taken_bytes / _SLOWEST_BYTES_S - waited_s)):
+                message = await receive()
+        except TimeoutError as error:
+            raise WireError("idle", f"the upload is too slow: {taken_bytes} bytes in {waited_s + idle_s:.0f} s") from error
+        waited_s += clock() - began_s
+        taken_bytes += len(cast(bytes, message.get("body", b"")))
+        if taken_bytes > most_mb * 1_000_000:
             raise WireError("too_large", f"the upload is larger than {most_mb} MB")
         return message
 

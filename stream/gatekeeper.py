@@ -2,7 +2,7 @@
 
 A page on the internet can make its reader's browser call a server on the reader's own machine. Two checks keep it out: the Origin must be
 the server's own, and the Host must be localhost, a plain address or a name that was allowed (a name that an attacker has pointed at
-127.0.0.1 is none of these).
+127.0.0.1 is none of these). Where there are keys, everything but the page's own files and /healthz needs one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .access import Keyring, Visitor, address_of, shown_key
 
 # For the page: nothing but the server's own files and sockets; blobs are the page's own downloads and worklets.
 _PAGE_HEADERS = {
@@ -25,21 +27,46 @@ _PAGE_HEADERS = {
 }
 
 
-class Gatekeeper:
-    """Refuses foreign hosts and origins with 403, and puts safe headers on what is served."""
+# One refusal for the clients of every protocol: each looks for what is wrong under a name of its own.
+_NO_KEY = "no valid key; expected Authorization: Bearer KEY"
+_UNAUTHORIZED = {
+    "type": "error",
+    "code": "unauthorized",
+    "message": _NO_KEY,
+    "error": {"message": _NO_KEY, "type": "invalid_request_error", "param": None, "code": "invalid_api_key"},
+    "err_code": "INVALID_AUTH",
+    "err_msg": _NO_KEY,
+}
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str] = (), origins: Collection[str] = ()) -> None:
+
+class Gatekeeper:
+    """Refuses foreign hosts and origins with 403, visitors without a key with 401, and puts safe headers on what is served. What is let in
+    finds its ``Visitor`` in the scope's state."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Collection[str] = (),
+        origins: Collection[str] = (),
+        keys: Keyring | None = None,
+        free: Collection[str] = (),
+    ) -> None:
+        """``free``: paths that need no key (files that everybody has, the health that load balancers ask for)."""
         self._app = app
         self._hosts = frozenset(name.lower() for name in hosts)
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+        self._keys = keys or Keyring()
+        self._free = frozenset(free)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        problem = self._problem(Headers(scope=scope))
-        if problem is not None:
-            await PlainTextResponse(problem + "\n", status_code=403)(scope, receive, send)
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
             return
 
         async def guarded(message: Message) -> None:
@@ -50,6 +77,17 @@ class Gatekeeper:
             await send(message)
 
         await self._app(scope, receive, guarded)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        """What is answered instead; None: come in."""
+        problem = self._problem(headers)
+        if problem is not None:
+            return PlainTextResponse(problem + "\n", status_code=403)
+        name = self._keys.name_of(shown_key(headers.get("authorization"), scope.get("subprotocols", ()))) if self._keys else None
+        if self._keys and name is None and (scope["type"] == "websocket" or scope["path"] not in self._free):
+            return JSONResponse(_UNAUTHORIZED, 401, {"www-authenticate": "Bearer"})
+        scope.setdefault("state", {})["visitor"] = Visitor(name or "", address_of(scope.get("client")))
+        return None
 
     def _problem(self, headers: Headers) -> str | None:
         host = headers.get("host", "")

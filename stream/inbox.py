@@ -11,6 +11,7 @@ from .pcm import Encoding
 
 SLICE_MS = 240  # a job takes no more audio at once: the voice detector runs in it, and other sessions wait meanwhile
 GAP_SLICE_MS = 5_000
+_MOST_BYTES = 32 * 1024 * 1024  # of audio that waits, however many channels it has
 _COMMIT_MS = 40  # a commit takes as much room as a frame of audio, so that a flood of them has to wait too
 _SAMPLE_BYTES = {"int16": 2, "float32": 4}
 
@@ -49,12 +50,13 @@ class Inbox:
         self.sample_rate = sample_rate
         self.received_samples = 0  # of each channel, gaps included
         self.finished = False
-        self._step_bytes = _SAMPLE_BYTES[encoding] * channels
-        self._slice_bytes = max(1, sample_rate * SLICE_MS // 1000) * self._step_bytes
+        self.step_bytes = _SAMPLE_BYTES[encoding] * channels
+        self._slice_bytes = max(1, sample_rate * SLICE_MS // 1000) * self.step_bytes
         self._slice_lost = sample_rate * GAP_SLICE_MS // 1000
         self._commit_samples = sample_rate * _COMMIT_MS // 1000
         self._pieces: deque[Piece] = deque()
-        self._waiting_samples, self._high_samples = 0, sample_rate * high_ms // 1000
+        self._waiting_samples = 0
+        self._high_samples = min(sample_rate * high_ms // 1000, _MOST_BYTES // self.step_bytes)
 
     @property
     def received_ms(self) -> int:
@@ -82,8 +84,8 @@ class Inbox:
         """Take audio in. Raises DragomanError after ``finish``; whether it is audio at all is for the session to say, but half
         a sample would shift everything after it, so that is an error at once (ValueError)."""
         self._check_open()
-        if not pcm or len(pcm) % self._step_bytes:
-            raise ValueError(f"{len(pcm)} bytes of audio, expected a multiple of {self._step_bytes}, at least one sample")
+        if not pcm or len(pcm) % self.step_bytes:
+            raise ValueError(f"{len(pcm)} bytes of audio, expected a multiple of {self.step_bytes}, at least one sample")
         last = self._pieces[-1] if self._pieces else None
         # A client that sends sample by sample must cost no more than one that does not.
         start = min(len(pcm), self._slice_bytes - len(last.pcm)) if isinstance(last, Audio) else 0
@@ -91,7 +93,7 @@ class Inbox:
             last.pcm.extend(pcm[:start])
         for begin in range(start, len(pcm), self._slice_bytes):
             self._pieces.append(Audio(bytearray(pcm[begin : begin + self._slice_bytes])))
-        self._count(len(pcm) // self._step_bytes)
+        self._count(len(pcm) // self.step_bytes)
 
     def lose(self, samples: int) -> None:
         """The sender lost ``samples``; the time goes on."""
@@ -116,7 +118,7 @@ class Inbox:
         """The oldest piece. The inbox must not be empty."""
         piece = self._pieces.popleft()
         if isinstance(piece, Audio):
-            self._waiting_samples -= len(piece.pcm) // self._step_bytes
+            self._waiting_samples -= len(piece.pcm) // self.step_bytes
         elif isinstance(piece, Lost):
             self._waiting_samples -= piece.samples
         elif isinstance(piece, Commit):

@@ -9,14 +9,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Literal
 
 from ..model.errors import AudioFormatError, DragomanError
+from .access import Visitor
 from .events import Clocks, Ended, Event
 from .inbox import Audio, Commit, EventLog, Inbox, Lost
 from .lag import Schedule
 from .opus import OpusDecoder
 from .pcm import Encoding
-from .protocol import Notice, Progress, WireError, progress
+from .protocol import Notice, Progress, WireError, progress, write_event
+from .recorder import Recording
 from .scheduler import Lane
 from .session import Session
 
@@ -38,14 +41,18 @@ class Stream:
         queue_ms: int,
         background: bool,
         wake: Callable[[], None],
+        visitor: Visitor,
+        opened_s: float,
     ) -> None:
-        """``wake``: tells the engine that there is work."""
+        """``wake``: tells the engine that there is work. ``visitor``: whose session it is. ``opened_s``: of the engine's clock."""
         self.id, self.session, self.background = stream_id, session, background
         self.inbox = Inbox(sample_rate, channels, encoding, high_ms=queue_ms)
         self.log = EventLog()
         self.lane = Lane(session)
+        self.visitor, self.opened_s = visitor, opened_s
         self.clocks = Clocks(0, 0, 0)
         self.level = 0
+        self.recording: Recording | None = None  # where sessions are stored
         self.opus: OpusDecoder | None = None  # where the sender's packets are not PCM; outlives a lost connection
         self.detached_s: float | None = None  # since when nobody is connected
         self.over = False  # Ended is in the log, or ``error`` is set
@@ -73,6 +80,8 @@ class Stream:
             raise WireError("bad_audio", str(error)) from error
         except DragomanError as error:
             raise WireError("bad_message", str(error)) from error
+        if self.recording is not None:
+            self.recording.audio(pcm)
         await self._wait_for_room()
 
     async def lose(self, samples: int) -> None:
@@ -84,6 +93,8 @@ class Stream:
             self.inbox.lose(samples)
         except DragomanError as error:
             raise WireError("bad_message", str(error)) from error
+        if self.recording is not None:
+            self.recording.silence(samples * self.inbox.step_bytes)
         await self._wait_for_room()
 
     async def commit(self) -> None:
@@ -137,7 +148,7 @@ class Stream:
 
     async def follow(self, owner: object, after_seq: int = 0) -> AsyncIterator[tuple[int, Event] | Progress | Notice]:
         """Numbered events from ``after_seq`` on, with progress between them, until Ended. Raises whatever has ended the stream."""
-        told_ms, told_level, told_notice = 0, 0, False
+        told_ms, told_level, told_notice = 0, 0, None
         while True:
             news = self._news
             self.check_owner(owner)
@@ -149,8 +160,8 @@ class Stream:
                     return
             self._raise_if_over()
             clocks = self._now()
-            if self._notice is not None and not told_notice:
-                told_notice = True
+            if self._notice is not None and self._notice is not told_notice:
+                told_notice = self._notice
                 yield self._notice
             elif clocks.processed_ms - told_ms >= _PROGRESS_MS or self.level != told_level:
                 told_ms, told_level = clocks.processed_ms, self.level
@@ -164,11 +175,11 @@ class Stream:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
-    def warn(self, within_s: float) -> None:
-        """Tell the client that the server stops."""
-        text = f"the server is stopping; finish within {within_s:g} s"
-        self._notice = Notice(code="draining", message=text, within_s=within_s)
-        self.tell()
+    def warn(self, code: Literal["draining", "time_limit"], message: str, within_s: float) -> None:
+        """Tell the client, once for each code, that the stream will be ended."""
+        if self._notice is None or self._notice.code != code:
+            self._notice = Notice(code=code, message=message, within_s=within_s)
+            self.tell()
 
     # The engine's side, between turns
 
@@ -203,7 +214,12 @@ class Stream:
                     continue
                 self.over = True
             received_ms = max(self.inbox.received_ms, event.clocks.received_ms)
-            self.log.add(replace(event, clocks=replace(event.clocks, received_ms=received_ms)))
+            event = replace(event, clocks=replace(event.clocks, received_ms=received_ms))
+            self.log.add(event)
+            if self.recording is not None:
+                self.recording.event(write_event(self.log.last_seq, event))
+        if self.over:
+            self._let_go()
         if lane.job is None:
             self.clocks = self.session.clocks
             self._taken_ms = self.clocks.received_ms
@@ -229,8 +245,13 @@ class Stream:
         """The stream is over; sender and follower get ``error``."""
         if not self.over:
             self.over, self.error = True, error
+        self._let_go()
         self._room.set()
         self.tell()
+
+    def _let_go(self) -> None:
+        if self.recording is not None:
+            self.recording.close()
 
     def _drop_job(self) -> None:
         job, self.lane.job, self.lane.work = self.lane.job, None, None

@@ -29,6 +29,8 @@ from .protocol import (
     write_event,
 )
 
+_FIRST_S = 10.0  # who opens a socket says at once what for
+
 
 class NativeConnection(Connection):
     """One socket from its first message to its close."""
@@ -40,7 +42,8 @@ class NativeConnection(Connection):
         self._after_seq = 0
 
     async def _serve(self) -> None:
-        await self._socket.accept()
+        # A browser cannot send headers: there the key comes as a second subprotocol, and a server must choose one of those offered.
+        await self._socket.accept("bearer" if "bearer" in self._socket.scope.get("subprotocols", ()) else None)
         stream = self._stream = await self._begin()
         await self._talk(self._read(stream), self._write(stream))
 
@@ -48,11 +51,11 @@ class NativeConnection(Connection):
         await self._close(CLOSE_CODES[told.code], told.code, write(told))
 
     async def _begin(self) -> Stream:
-        first = await self._message()
+        first = await self._message(within_s=_FIRST_S)
         if isinstance(first, Start):
             stream = await self._start(first)
         elif isinstance(first, Resume):
-            stream = self._engine.find(first.session, first.after_seq)
+            stream = self._engine.find(first.session, first.after_seq, self._visitor)
             self._after_seq = first.after_seq
         else:
             got = "audio" if isinstance(first, bytes) else repr(first.type)
@@ -67,7 +70,11 @@ class NativeConnection(Connection):
         options = self._options(asked, where="start")
         opus = OpusDecoder(start.channels) if start.encoding == "opus" else None  # first: without PyAV no place is taken
         stream = await self._engine.open(
-            options, sample_rate=start.sample_rate, channels=start.channels, encoding=ENCODINGS[start.encoding]
+            options,
+            sample_rate=start.sample_rate,
+            channels=start.channels,
+            encoding=ENCODINGS[start.encoding],
+            visitor=self._visitor,
         )
         stream.opus = opus
         return stream
@@ -113,9 +120,9 @@ class NativeConnection(Connection):
             text = write(item) if isinstance(item, Progress | Notice) else write_event(*item)
             await self._socket.send_text(text)
 
-    async def _message(self, *, listening: bool = True) -> ClientMessage | bytes:
+    async def _message(self, *, listening: bool = True, within_s: float | None = None) -> ClientMessage | bytes:
         """The next message. Raises as ``_receive``."""
-        message = await self._receive(listening=listening)
+        message = await self._receive(listening=listening, within_s=within_s)
         return read_client(message) if isinstance(message, str) else message
 
 

@@ -78,7 +78,9 @@ class OpenAIConnection(Connection):
     async def _push(self, data: bytes, form: AudioFormat, asked: Mapping[str, Any]) -> None:
         """Audio as it came. ``asked``: options of the session, if one has to be opened."""
         if self._stream is None:
-            stream = self._stream = await self._engine.open(self._options(asked, where="session"), sample_rate=form.sample_rate)
+            stream = self._stream = await self._engine.open(
+                self._options(asked, where="session"), sample_rate=form.sample_rate, visitor=self._visitor
+            )
             stream.attach(self)
             self._opened.put_nowait(stream)
         await self._stream.push(form.decode(data))

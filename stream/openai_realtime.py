@@ -122,7 +122,7 @@ class RealtimeConnection(OpenAIConnection):
                 "this server transcribes and translates, it does not converse; expected /v1/realtime?intent=transcription or "
                 "/v1/realtime/translations",
             )
-        self._engine.admit()  # a place is taken by the first audio, but a full server says so at once
+        self._engine.admit(self._visitor)  # a place is taken by the first audio, but a full server says so at once
         await self._show("session.created", flat=False)
         await self._talk(self._read(), self._write())
 

@@ -65,7 +65,7 @@ class TranslationConnection(OpenAIConnection):
 
     async def _serve(self) -> None:
         await self._accept()
-        self._engine.admit()  # a place is taken by the first audio, but a full server says so at once
+        self._engine.admit(self._visitor)  # a place is taken by the first audio, but a full server says so at once
         await self._show("session.created")
         await self._talk(self._read(), self._write())
 

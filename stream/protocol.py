@@ -36,7 +36,17 @@ LARGEST_TEXT_BYTES = 64 * 1024
 LARGEST_AUDIO_BYTES = 1024 * 1024
 
 Code = Literal[
-    "bad_message", "bad_audio", "bad_task", "too_large", "idle", "overloaded", "draining", "unknown_session", "replaced", "internal"
+    "bad_message",
+    "bad_audio",
+    "bad_task",
+    "too_large",
+    "idle",
+    "unauthorized",
+    "overloaded",
+    "draining",
+    "unknown_session",
+    "replaced",
+    "internal",
 ]
 CLOSE_CODES: dict[Code, int] = {  # of RFC 6455, section 7.4.1
     "bad_message": 1008,
@@ -44,6 +54,7 @@ CLOSE_CODES: dict[Code, int] = {  # of RFC 6455, section 7.4.1
     "bad_task": 1008,
     "too_large": 1009,
     "idle": 1008,
+    "unauthorized": 1008,
     "overloaded": 1013,
     "draining": 1013,
     "unknown_session": 1008,
@@ -168,10 +179,11 @@ class Progress(_Message):
 
 
 class Notice(_Message):
-    """Something that the client should know and need not act on. ``draining``: the server stops within ``within_s``."""
+    """Something that the client should know and need not act on: within ``within_s`` the server stops (``draining``), or ends this
+    session because it has lasted long enough (``time_limit``)."""
 
     type: Literal["notice"] = "notice"
-    code: Literal["draining"]
+    code: Literal["draining", "time_limit"]
     message: str
     within_s: float
 

@@ -20,7 +20,8 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from ..model.errors import ConfigError
-from .config import Options
+from .access import check_server, keyring
+from .config import Options, ServerOptions
 from .deepgram import listen_socket
 from .engine import Engine
 from .files import transcriptions, translations
@@ -31,6 +32,7 @@ from .native import native_socket
 from .openai_realtime import realtime_socket
 from .openai_translation import translation_socket
 from .protocol import LARGEST_AUDIO_BYTES, VERSION
+from .sockets import HEAD_S, Crowd, PatientHttp, PatientWebSocket, Sweeper
 
 _LOG = logging.getLogger(__name__)
 _TICK_S = 1.0
@@ -54,9 +56,18 @@ def make_app(engine: Engine, *, pages: Path | None = None) -> Starlette:
     if pages is not None:
         routes.append(Mount("/", StaticFiles(directory=pages, html=True)))
     server = engine.options.server
-    app = Starlette(routes=routes, middleware=[Middleware(Gatekeeper, hosts=server.allow_hosts, origins=server.allow_origins)])
-    app.state.engine = engine
+    keys = keyring(server)
+    free = ("/healthz", *_paths(pages))
+    gate = Middleware(Gatekeeper, hosts=server.allow_hosts, origins=server.allow_origins, keys=keys, free=free)
+    app = Starlette(routes=routes, middleware=[gate])
+    app.state.engine, app.state.keys = engine, keys
     return app
+
+
+def _paths(pages: Path | None) -> list[str]:
+    """Where the files of the page are found."""
+    found = [] if pages is None else [path.relative_to(pages).as_posix() for path in pages.rglob("*") if path.is_file()]
+    return ["/", *(f"/{name}" for name in found)]
 
 
 async def _tick(engine: Engine) -> None:
@@ -83,7 +94,7 @@ async def _info(request: Request) -> Response:
 
 
 async def _health(request: Request) -> Response:
-    """200 while new sessions are taken, else 503, for load balancers."""
+    """200 while new sessions are taken, else 503, for load balancers. Where there are keys, how busy it is needs one."""
     engine: Engine = request.app.state.engine
     active, most = len(engine.active), engine.options.server.max_sessions
     full = active >= most or engine.gauge.level >= REFUSING
@@ -95,33 +106,53 @@ async def _health(request: Request) -> Response:
         "level": engine.gauge.level,
         "behind_ms": round(engine.behind_ms()),
     }
-    return JSONResponse(state, 200 if status == "ok" else 503)
+    may_see = not request.app.state.keys or request.state.visitor.key
+    return JSONResponse(state if may_see else {"status": status}, 200 if status == "ok" else 503)
 
 
 async def _metrics(request: Request) -> Response:
     return Response(exposition(request.app.state.engine), media_type=CONTENT_TYPE)
 
 
+def _http(server: ServerOptions) -> type[PatientHttp]:
+    """uvicorn makes its connections itself, from a class: what they have to know stands in it."""
+
+    class Http(PatientHttp):
+        crowd = Crowd.of(server)
+
+    return Http
+
+
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT drains, a second one stops at once. The signal is not raised again: it was obeyed."""
 
     def __init__(self, app: Starlette, taken: socket.socket, opened: Callable[[], None]) -> None:
+        engine: Engine = app.state.engine
+        server = engine.options.server
         config = uvicorn.Config(
             app,
-            ws="websockets-sansio",
+            http=_http(server),
+            ws=PatientWebSocket,
             # A little above our own limit, so that a client that is slightly wrong gets a sentence and not only a code.
             ws_max_size=LARGEST_AUDIO_BYTES + 64 * 1024,
             ws_per_message_deflate=False,  # audio does not shrink
             # A client that is held up by back-pressure answers no pings; what is dead is found by idle_s.
             ws_ping_timeout=None,
-            limit_concurrency=4 * app.state.engine.options.server.max_sessions + 64,
+            limit_concurrency=4 * server.max_sessions + 64,  # beyond it requests are answered with 503
+            # Whoever is no proxy may say what he likes about where he comes from.
+            proxy_headers=bool(server.proxies),
+            forwarded_allow_ips=list(server.proxies),
+            ssl_certfile=server.tls_cert,
+            ssl_keyfile=server.tls_key,
+            server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=_LAST_WORDS_S,
             log_config=None,
             access_log=False,
         )
         super().__init__(config)
-        self._engine: Engine = app.state.engine
+        self._engine = engine
+        self._sweeper = Sweeper(head_s=HEAD_S, stall_s=server.stall_s)
         self._socket, self._opened = taken, opened
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drainer: asyncio.Task[None] | None = None
@@ -135,6 +166,12 @@ class Server(uvicorn.Server):
         """Opens the port."""
         await super().startup(sockets)
         self._opened()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % 10 == 0 and self._sweeper.sweep(self.server_state.connections, self._engine.clock()):
+            _LOG.info("connections that made no progress were cut off")
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """In the main thread, between any two instructions: only hands over to the loop."""
@@ -161,8 +198,10 @@ class Server(uvicorn.Server):
 
 
 def listen_on(options: Options) -> socket.socket:
-    """The port, taken but not yet open: nobody can connect before the model is warm. Raises ConfigError if it is in use."""
+    """The port, taken but not yet open: nobody can connect before the model is warm. Raises ConfigError if it is in use, or if the options
+    would let in whom nobody meant to."""
     server = options.server
+    check_server(server)
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     taken = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -16,8 +16,12 @@ ROWS = {
     cells[0].strip("`"): cells[1:] for cells in re.findall(r"^\| (`[^|]*) \|" + r" ([^|]*) \|" * 5 + "$", options_page(FLAGS), re.MULTILINE)
 }
 # A value for each kind of option that differs from its default.
-OTHER = {"text": "other", "list": "de,fr", "`true`, `false`": "false"}
-SHAPED = {"session.terms": "de:fox=Fuchs,fr:fox=renard"}  # whose values have a form of their own
+OTHER = {"text": "other", "list": "de,fr"}
+# whose values have a form of their own
+SHAPED = {"session.terms": "de:fox=Fuchs,fr:fox=renard", "server.keys": "a-key-of-sixteen-letters,another-key-for-tests"}
+
+
+SWITCH = "`true`, `false`"
 
 
 def test_the_page_is_what_the_code_makes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +61,8 @@ def test_every_variable_and_every_range_is_true(dotted: str) -> None:
 @pytest.mark.parametrize("dotted", FLAGS)
 def test_every_flag_sets_its_option(dotted: str) -> None:
     command = ["serve"] if dotted.startswith("server.") else ["transcribe", "a.wav"]
-    args = make_parser().parse_args([*command, FLAGS[dotted], other(dotted)])
+    value = [] if ROWS[dotted][1] == SWITCH else [other(dotted)]
+    args = make_parser().parse_args([*command, FLAGS[dotted], *value])
     value, default = _options(args), load_options()
     for name in dotted.split("."):
         value, default = getattr(value, name), getattr(default, name)

@@ -1,0 +1,106 @@
+"""uvicorn's connections, made to hold against clients that send nothing, take nothing, or send what costs more than it is.
+
+uvicorn answers whoever asks, for as long as it takes them to ask: a connection that never finishes its request, or never reads the answer,
+stays for ever. Here a sweeper looks at all of them once in a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from .access import address_of
+from .config import ServerOptions
+
+_MOST_PIECES = 1000  # of one message, before they are joined
+HEAD_S = 10.0  # for a whole request line and its headers
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """How many connections there may be, busy or idle."""
+
+    most: int
+    most_per_address: int | None = None
+
+    @classmethod
+    def of(cls, server: ServerOptions) -> Crowd:
+        """Room for each session to come back while its old connection is not yet found dead, and for pages, metrics and uploads."""
+        each = server.sessions_per_address
+        # What comes through a proxy all comes from one address; there only sessions are counted by theirs.
+        return cls(8 * server.max_sessions + 128, None if each is None or server.proxies else 4 * each + 16)
+
+
+class PatientHttp(H11Protocol):
+    """HTTP. ``crowd`` is set by the server; beyond it a connection is closed without an answer, which costs nothing."""
+
+    crowd = Crowd(1000)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if not self._has_room():
+            transport.abort()
+
+    def _has_room(self) -> bool:
+        if len(self.connections) > self.crowd.most:
+            return False
+        most, address = self.crowd.most_per_address, address_of(self.client)
+        return most is None or sum(address_of(other.client) == address for other in self.connections) <= most
+
+
+class PatientWebSocket(WebSocketsSansIOProtocol):
+    """A socket that stays small: pings are not answered to a client that takes nothing, and a message in many pieces is one piece here."""
+
+    def handle_ping(self) -> None:
+        output = self.conn.data_to_send()
+        if self.writable.is_set():
+            self.transport.write(b"".join(output))
+
+    def handle_cont(self, event: Any) -> None:
+        super().handle_cont(event)
+        if len(self.frames) >= _MOST_PIECES:  # most may be empty: their number is not limited by the size of a message
+            self.frames = [b"".join(self.frames)]
+
+
+class Sweeper:
+    """Cuts off connections that have made no progress: those without a whole request, those whose client does not read, and those that
+    are closed and whose client does not take the rest. Pure but for ``abort``."""
+
+    def __init__(self, *, head_s: float, stall_s: float) -> None:
+        self._limits_s = {"head": head_s, "stall": stall_s, "close": stall_s}
+        # What a connection was found waiting for, since when; a connection that answers many requests waits for each anew.
+        self._waiting: WeakKeyDictionary[Any, tuple[str, object, float]] = WeakKeyDictionary()
+
+    def sweep(self, connections: Iterable[Any], now_s: float) -> int:
+        """Look at uvicorn's connections at ``now_s``. How many were cut off."""
+        cut = 0
+        for connection in list(connections):
+            found = _waits_for(connection)
+            known = self._waiting.get(connection)
+            if found is None:
+                self._waiting.pop(connection, None)
+            elif known is None or known[:2] != found:
+                self._waiting[connection] = (*found, now_s)
+            elif now_s - known[2] >= self._limits_s[found[0]]:
+                connection.transport.abort()
+                cut += 1
+        return cut
+
+
+def _waits_for(connection: Any) -> tuple[str, object] | None:
+    """What the client owes: "head", "stall" or "close", and for which request. None: nothing."""
+    if connection.transport.is_closing():
+        return "close", None
+    if isinstance(connection, WebSocketsSansIOProtocol):
+        return None if connection.writable.is_set() else ("stall", None)
+    cycle = connection.cycle
+    if cycle is None or cycle.response_complete:
+        # Many clients read an answer only when they have sent everything, which is then thrown away.
+        return "close" if str(connection.conn.their_state) == "SEND_BODY" else "head", id(cycle)
+    return ("stall", None) if connection.flow.write_paused else None
