@@ -115,7 +115,7 @@ async def _serve(request: Request, engine: Engine, *, translate: bool) -> Respon
 
 
 def read_form(form: FormData, options: SessionOptions, *, translate: bool = False) -> Wish:
-    """The fields we know; ``model``, ``prompt`` and ``temperature`` are taken and change nothing. Raises WireError."""
+    """The fields we know; all others (``model``, ``prompt``, ``temperature``, …) are taken and change nothing. Raises WireError."""
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise WireError("bad_message", "the form has no file in its field 'file', expected audio (WAV, FLAC, Ogg, MP3)")
@@ -128,8 +128,13 @@ def read_form(form: FormData, options: SessionOptions, *, translate: bool = Fals
     if live and translate:
         raise WireError("bad_message", "stream is true; a translation comes whole (the socket /v1/stream translates live)")
     target = str(form.get("to_language") or "en") if translate else None
-    language = str(form.get("language") or options.language)
-    options = options.model_copy(update={"language": language, "targets": () if target is None else (target,)})
+    languages = [str(language) for language in form.getlist("languages[]")]
+    if len(languages) > 1:
+        raise WireError("bad_message", f"languages are {', '.join(languages)[:60]}, expected one: a session hears one language")
+    language = str(form.get("language") or "".join(languages) or options.language)
+    glossary = tuple(str(word)[:200] for word in form.getlist("keywords[]")) or options.glossary
+    changes = {"language": language, "glossary": glossary, "targets": () if target is None else (target,)}
+    options = options.model_copy(update=changes)
     words = "word" in form.getlist("timestamp_granularities[]") and not translate  # a translation's words have no times
     return Wish(file, wanted, options, words, live, target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from .engine import Engine
 from .events import Event, Final, Partial, Translation
 from .openai_connection import OpenAIConnection, ServerEvent
 from .openai_session import EventError
-from .openai_translation_session import AppendSpeech, TranslationSetup, UpdateTranslation, read_translation_event
+from .openai_translation_session import NEVER_S, AppendSpeech, TranslationSetup, UpdateTranslation, read_translation_event
 from .protocol import Failure, WireError
 
 _STEP_MS = 200  # in which OpenAI's ``elapsed_ms`` advances
@@ -62,6 +63,8 @@ class TranslationConnection(OpenAIConnection):
         super().__init__(socket, engine)
         self._setup = TranslationSetup.of(engine.options.session)
         self._deltas = Deltas(self._setup.audio.output.language)
+        longest_s = engine.options.server.session_s
+        self._expires_at = NEVER_S if longest_s is None else int(time.time() + longest_s)
 
     async def _serve(self) -> None:
         await self._accept()
@@ -109,7 +112,7 @@ class TranslationConnection(OpenAIConnection):
         await self._show("session.updated")
 
     async def _show(self, kind: str) -> None:
-        await self._send({"type": kind, "session": self._setup.shown(self.id, self._model)})
+        await self._send({"type": kind, "session": self._setup.shown(self.id, self._model, expires_at=self._expires_at)})
 
 
 async def translation_socket(socket: WebSocket) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 from .config import SessionOptions
 from .openai_session import AudioEvent, AudioFormat, ClientEvent, EventError, Section, Transcription, asked_of, checked, one_language
 
-_NEVER_S = 4_102_444_800  # 2100-01-01: there is no time limit, and clients require a number
+NEVER_S = 4_102_444_800  # 2100-01-01, for ``expires_at`` where there is no time limit: clients require a number
 
 
 class _Input(Section):
@@ -101,13 +101,13 @@ class TranslationSetup:
         """Whether a stream that was opened for one does for the other."""
         return (self.asked, self.audio.input.format) == (other.asked, other.audio.input.format)
 
-    def shown(self, session_id: str, model: str) -> dict[str, Any]:
-        """The configuration in effect."""
+    def shown(self, session_id: str, model: str, *, expires_at: int = NEVER_S) -> dict[str, Any]:
+        """The configuration in effect. ``expires_at``: seconds since 1970."""
         said = self.audio.model_dump(exclude_none=True)
         said["input"]["format"]["rate"] = self.audio.input.format.sample_rate
         if self.audio.input.transcription is not None:
             said["input"]["transcription"]["model"] = model
-        return {"id": session_id, "type": "translation", "model": model, "expires_at": _NEVER_S, "audio": said}
+        return {"id": session_id, "type": "translation", "model": model, "expires_at": expires_at, "audio": said}
 
 
 def _merged(old: Mapping[str, Any], new: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from dragoman.stream.events import Partial, Translation, TranslationDraft
 from dragoman.stream.openai_connection import ServerEvent
 from dragoman.stream.openai_session import EventError
 from dragoman.stream.openai_translation import Deltas
-from dragoman.stream.openai_translation_session import TranslationSetup, read_translation_event
+from dragoman.stream.openai_translation_session import NEVER_S, TranslationSetup, read_translation_event
 from websockets.asyncio.client import connect
 
 from .fakes import ScriptedBackend, scripted_translation, speech
@@ -174,6 +175,18 @@ def test_an_update_that_changes_nothing_that_matters_costs_nothing() -> None:
 
     events, opened = run(test())
     assert text_of(events) == scripted_translation(FIRST, "de") and opened == 1
+
+
+def test_a_time_limit_is_told() -> None:
+    async def test() -> list[dict[str, Any]]:
+        told = []
+        for parts in ({}, {"session_s": 600.0}):
+            async with serving(make_engine(**parts)) as live:
+                told += (await talk(live, CLOSE))[0][:1]
+        return told
+
+    never, soon = (event["session"]["expires_at"] for event in run(test()))
+    assert never == NEVER_S and 0 < soon - time.time() <= 600
 
 
 def test_closing_before_any_audio_closes() -> None:

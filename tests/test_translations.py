@@ -50,10 +50,12 @@ def test_verbose_json_tells_what_was_done_and_invents_nothing() -> None:
     assert all("avg_logprob" not in segment.to_dict() for segment in said.segments)
 
 
-def test_srt_and_text() -> None:
+def test_srt_vtt_and_text() -> None:
     assert translate(response_format="text", extra_body={"to_language": "de"}) == SAID + "\n"
     srt = translate(response_format="srt", extra_body={"to_language": "de"})
     assert re.match(r"1\n00:00:00,\d{3} --> 00:00:0\d,\d{3}\ndethe dequick", srt) and "defive detrains" in srt
+    vtt = translate(response_format="vtt", extra_body={"to_language": "de"})
+    assert re.match(r"WEBVTT\n\n00:00:00\.\d{3} --> 00:00:0\d\.\d{3}\ndethe dequick", vtt) and "defive detrains" in vtt
 
 
 @pytest.mark.parametrize(
@@ -93,4 +95,31 @@ def test_the_client_library_streams_a_transcription() -> None:
         return [event async for event in await client.audio.transcriptions.create(file=FILE, model="x", stream=True)]
 
     events = ask(asked)
+    assert [event.type for event in events[:-1]] == ["transcript.text.delta"] * (len(events) - 1) and len(events) > 3
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == f"{TEXT} five trains"
+
+
+def transcribe(**wish: Any) -> Any:
+    return ask(lambda client: client.audio.transcriptions.create(file=FILE, model="whisper-1", **wish))
+
+
+def test_every_form_of_a_transcription() -> None:
+    """``json`` is the default, see above."""
+    assert transcribe(response_format="text") == f"{TEXT} five trains\n"
+    assert re.match(r"1\n00:00:00,\d{3} --> 00:00:0\d,\d{3}\nthe quick brown fox", transcribe(response_format="srt"))
+    assert re.match(r"WEBVTT\n\n00:00:00\.\d{3} --> 00:00:0\d\.\d{3}\nthe quick brown fox", transcribe(response_format="vtt"))
+    said = transcribe(response_format="verbose_json", timestamp_granularities=["word", "segment"])
+    assert (said.task, said.language, said.text) == ("transcribe", "en", f"{TEXT} five trains") and said.duration == pytest.approx(6.4)
+    assert [segment.text.strip() for segment in said.segments] == [TEXT, "five trains"]
+    assert [word.word for word in said.words] == f"{TEXT} five trains".split()
+    assert all(word.start <= word.end for word in said.words)
+
+
+def test_words_to_be_written_so_and_languages_as_newer_models_are_told() -> None:
+    assert transcribe(keywords=["Quick", "Fox"], languages=["en"], prompt="foxes").text == f"{TEXT} five trains".replace(
+        "quick", "Quick"
+    ).replace("fox", "Fox")
+    with pytest.raises(openai.BadRequestError, match="languages are en, de, expected one"):
+        transcribe(languages=["en", "de"])
+    with pytest.raises(openai.BadRequestError, match="does not transcribe 'xx'"):
+        transcribe(languages=["xx"])
