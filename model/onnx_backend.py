@@ -47,12 +47,13 @@ class OnnxBackend:
         self.precision = str(_read_note(graphs)["precision"])
         self._table: NDArray[Any] = _read_table(graphs / "embeddings.npy", config.backbone)
         self._scale = np.float32(config.backbone.hidden_size**0.5)
-        self._backbone = _open(graphs / "backbone.onnx", threads or _threads(graphs / "backbone.data", None))
+        busy = threads or _threads(graphs / "backbone.data", None)
+        self._backbone = _open(graphs / "backbone.onnx", busy)
         self._head, self._projector = (_open_beside(graphs / f"{name}.onnx", threads) for name in ("head", "projector"))
         self._vision, self._drafter = (
             _open_beside(path, threads) if path.is_file() else None for path in (graphs / "vision.onnx", graphs / "drafter.onnx")
         )
-        self.spec = ModelSpec(name, config, max_draft=0 if self._drafter is None else max_draft)
+        self.spec = ModelSpec(name, config, max_draft=0 if self._drafter is None else max_draft, threads=busy)
         kinds = config.backbone.layer_types
         self._layers = {str(layer): (kind, kinds[:layer].count(kind)) for layer, kind in enumerate(kinds)}
         self._last = {kind: (kind, kinds.count(kind) - 1) for kind in dict.fromkeys(kinds)}  # what the drafter reads

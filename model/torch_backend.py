@@ -82,8 +82,9 @@ class TorchBackend:
     ) -> None:
         self.config, self.backbone, self.projector = model.config, model.backbone, model.projector
         self.vision, self.drafter, self.slack_tokens = model.vision, drafter, slack_tokens
-        self.spec = ModelSpec(name, model.config, max_draft=0 if drafter is None else max_draft)
         self._table = self.backbone.embed_tokens.weight
+        threads = torch.get_num_threads() if self._table.device.type == "cpu" else 0
+        self.spec = ModelSpec(name, model.config, max_draft=0 if drafter is None else max_draft, threads=threads)
         kinds = model.config.backbone.layer_types  # a layer's home: its kind, and which of its kind it is
         self._home = [(kind, kinds[:layer].count(kind)) for layer, kind in enumerate(kinds)]
         if drafter is not None:

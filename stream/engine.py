@@ -1,13 +1,16 @@
-"""Many live streams on one model: an asyncio shell around ``scheduler``, with one worker thread that owns the model.
+"""Many live streams on one model: an asyncio shell around ``scheduler``, with worker threads that run the model.
 
-The event loop takes audio in and hands events out; in between, turn after turn, the worker moves every stream's job one step. A session
-is touched by the worker during a turn and by the loop between two turns, never by both.
+The event loop takes audio in and hands events out; in between, turn after turn, each worker moves the jobs of some streams one step. A
+session is touched by one worker during a turn and by the loop between two turns, never by two of them: which worker it is may change
+from turn to turn. A model whose forwards take one thread has a worker for each core; else there is one, for its forwards take them all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -35,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 _WARM_UP_S = 2
 _RETRY_S = 5.0
 _LAST_NOTICE_S = 30.0  # so long before its time is up a session is told
+_MOST_WORKERS = 8  # between two forwards they need Python, of which there is one
 _BACKGROUND_TURNS = 4  # behind schedule, streams that nobody watches take part in one turn of so many
 
 
@@ -49,18 +53,21 @@ class Engine:
         gauge: Gauge | None = None,
         clock: Callable[[], float] = time.monotonic,
         executor: Executor | None = None,
+        workers: int | None = None,
         make_vad: Callable[[], Vad] | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        """``clock``: seconds that only grow. ``executor``: where the model runs; by default one thread. ``make_vad``: instead of
-        the detector that the options name. ``recorder``: instead of the one that they ask for."""
+        """``clock``: seconds that only grow. ``executor``: where the model runs, by default threads of its own. ``workers``: turns at
+        once, by default as many as there are cores for. ``make_vad``: instead of the detector that the options name. ``recorder``:
+        instead of the one that they ask for."""
         self.loaded, self.options = loaded, options or Options()
         self.clock = clock
         self.gauge = gauge or Gauge()
         self.streams: dict[str, Stream] = {}
         self.opened_count, self.refused_count = 0, 0
         self.draining_until_s: float | None = None
-        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="dragoman-model")
+        self._workers = workers or _workers_for(loaded.backend.spec.threads)
+        self._executor = executor or ThreadPoolExecutor(self._workers, thread_name_prefix="dragoman-model")
         self._owns_executor = executor is None
         self._scheduler = Scheduler(loaded.backend)
         self._openings = Openings(loaded.backend, loaded.prompts)
@@ -70,17 +77,20 @@ class Engine:
         self._wake = asyncio.Event()
         self._opening: list[Visitor] = []  # whose places are taken, while their sessions are made
         self._turns = 0
-        self._pump: asyncio.Task[None] | None = None
+        self._at_work: set[Stream] = set()  # a worker's during its turn
+        self._idle_workers = 0
+        self._pumps: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Engine:
-        self._pump = asyncio.create_task(self._run(), name="dragoman-engine")
-        self._pump.add_done_callback(self._pump_ended)
+        self._pumps = [asyncio.create_task(self._run(), name=f"dragoman-engine-{number}") for number in range(self._workers)]
+        for pump in self._pumps:
+            pump.add_done_callback(self._pump_ended)
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        assert self._pump is not None, "the engine was entered"
-        self._pump.cancel()
-        await asyncio.gather(self._pump, return_exceptions=True)
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
         for stream in list(self.streams.values()):
             stream.fail(WireError("draining", "the server has stopped"))
         if self._recorder is not None:
@@ -241,33 +251,49 @@ class Engine:
         """Run everything once, so that the first client does not wait for it. Raises what a first session would raise."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._warm)
 
-    # The pump
+    # The pumps, one for each worker
 
     async def _run(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
             while await self._turn():
                 self._measure()
+            # Nothing was ready, and no other task has run since: what comes from now on sets the event again.
+            self._wake.clear()
+            self._idle_workers += 1
+            try:
+                await self._wake.wait()
+            finally:
+                self._idle_workers -= 1
 
     async def _turn(self) -> bool:
-        """One turn of all streams that have something to do. A function of its own, so that no stream is held while nothing is done."""
+        """One turn of streams that have something to do. A function of its own, so that no stream is held while nothing is done."""
         streams = self._next_turn()
         if not streams:
             return False
-        lanes = [stream.lane for stream in streams]
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._scheduler.turn, lanes)
+        self._at_work.update(streams)
+        try:
+            lanes = [stream.lane for stream in streams]
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._scheduler.turn, lanes)
+        finally:
+            self._at_work.difference_update(streams)
         for stream in streams:
             stream.after_turn()
         return True
 
     def _next_turn(self) -> list[Stream]:
+        """What this worker takes: of all streams that are ready its share, if other workers are idle, who are woken for the rest."""
         self._turns += 1
         held_back = self.gauge.level > 0 and self._turns % _BACKGROUND_TURNS > 0
-        live = [stream for stream in self.active if not stream.background and stream.prepare()]
-        if live and held_back:
-            return live
-        return live + [stream for stream in self.active if stream.background and stream.prepare()]
+        ready = [stream for stream in self.active if not stream.background and self._is_ready(stream)]
+        if not (held_back and (ready or any(not stream.background for stream in self._at_work))):
+            ready += [stream for stream in self.active if stream.background and self._is_ready(stream)]
+        share = math.ceil(len(ready) / (1 + self._idle_workers))
+        if share < len(ready):
+            self._wake.set()
+        return ready[:share]
+
+    def _is_ready(self, stream: Stream) -> bool:
+        return stream not in self._at_work and stream.prepare()
 
     def _measure(self) -> None:
         before, level = self.gauge.level, self.gauge.update(self.behind_ms(), self.clock())
@@ -312,3 +338,11 @@ class _Always:
 
     def is_speech(self, frame: Floats) -> bool:
         return True
+
+
+def _workers_for(threads: int) -> int:
+    """``threads``: that one forward keeps busy, 0 for all of the machine's."""
+    if not threads:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_WORKERS, cores // threads))

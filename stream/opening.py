@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from threading import Lock
 
 import numpy as np
 
@@ -18,6 +19,7 @@ class Openings:
         """``most``: how many prompts are kept; the one not used for the longest time goes first."""
         self._backend, self._prompts, self._most = backend, prompts, most
         self._caches: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
+        self._lock = Lock()  # sessions of several workers look here; a prompt that two miss at once is computed twice, and is the same
 
     def open(self, task: Task, carried: str = "") -> Job[Cache]:
         """A fresh cache that holds everything before the first audio frame, with ``carried`` as the text before this segment.
@@ -41,12 +43,14 @@ class Openings:
         return cache.copy()
 
     def _stored(self, ids: tuple[int, ...]) -> Job[Cache]:
-        if ids in self._caches:
-            self._caches.move_to_end(ids)
-            return self._caches[ids]
+        with self._lock:
+            if ids in self._caches:
+                self._caches.move_to_end(ids)
+                return self._caches[ids]
         cache = self._backend.new_cache()
         yield Append(cache, np.array(ids, dtype=np.int64), wanted=1)
-        self._caches[ids] = cache
-        while len(self._caches) > self._most:
-            self._caches.popitem(last=False)
+        with self._lock:
+            self._caches[ids] = cache
+            while len(self._caches) > self._most:
+                self._caches.popitem(last=False)
         return cache

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import threading
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +24,7 @@ from dragoman.stream.protocol import Notice, Progress, WireError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .fakes import ScriptedBackend, speech
+from .fakes import ScriptedBackend, hear, speech
 from .listeners import check_promises, finals, session, transcribe
 from .live import Clock, breath, make_engine, pcm, run
 
@@ -451,3 +456,112 @@ def test_any_cutting_among_any_neighbours_gives_the_same_events(data: st.DataObj
     for events, whole in zip(run(test()), audio, strict=True):
         check_promises(events)
         assert events == transcribe(session(), np.frombuffer(whole, "<i2"))
+
+
+class Watched(ScriptedBackend):
+    """Notices when a stream is at two workers, and lets nobody pass before two workers were in it at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inside: set[int] = set()
+        self._meeting = threading.Barrier(2)
+        self.met = False
+
+    def listen(self, work: Sequence[tuple[Any, Any]]) -> None:
+        with self._alone(work):
+            if not self.met:
+                self._meeting.wait(timeout=10)
+                self.met = True
+            super().listen(work)
+
+    def step(self, work: Sequence[tuple[Any, Any]], *, wanted: Sequence[int] | None = None) -> Any:
+        with self._alone(work):
+            return super().step(work, wanted=wanted)
+
+    @contextmanager
+    def _alone(self, work: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+        caches = {id(cache) for cache, _ in work}
+        assert not caches & self._inside, "a stream is at two workers"
+        self._inside |= caches
+        try:
+            yield
+        finally:
+            self._inside -= caches
+
+
+def test_several_workers_say_what_each_session_says_alone() -> None:
+    texts = ["the quick brown fox", "we met them again", "nobody knew why", "five trains left early.", "it was so cold here"] * 2
+
+    async def one(engine: Engine, text: str) -> list[Event]:
+        stream = await engine.open()
+        following = asyncio.create_task(follow(stream))
+        await say(stream, text)
+        stream.finish()
+        return await following
+
+    async def test() -> list[list[Event]]:
+        async with make_engine(backend, max_sessions=20, workers=2, executor=None) as engine:
+            return list(await asyncio.gather(*(one(engine, text) for text in texts)))
+
+    backend = Watched()
+    told = run(test())
+    assert backend.met
+    alone = [transcribe(session(), np.frombuffer(pcm(speech(text, silence_s=1.0)), "<i2")) for text in texts]
+    assert [[without_arrival(event) for event in events] for events in told] == [[without_arrival(e) for e in events] for events in alone]
+
+
+def without_arrival(event: Event) -> Event:
+    """How much had arrived when an event was told depends on the pace of the threads."""
+    return replace(event, clocks=replace(event.clocks, received_ms=0))
+
+
+def test_as_many_workers_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    workers: list[int] = []
+    for threads in (0, 1, 2, 4, 8):
+        backend = ScriptedBackend()
+        backend.spec = replace(backend.spec, threads=threads)
+        workers.append(make_engine(backend)._workers)  # pyright: ignore[reportPrivateUsage]
+    assert workers == [1, 6, 3, 1, 1]
+
+
+def test_an_idle_worker_is_woken_for_its_share() -> None:
+    """Streams that become ready while one worker is busy do not wait for it."""
+
+    async def test() -> list[str]:
+        backend = ScriptedBackend()
+        held, free = threading.Event(), threading.Event()
+
+        def slow(loudness: Sequence[float]) -> str:
+            if loudness and loudness[0] == pytest.approx(marked, abs=1e-3):
+                held.set()
+                free.wait(timeout=10)
+            return hear(loudness)
+
+        backend._script = slow  # pyright: ignore[reportPrivateUsage]
+        marked = float(np.sqrt(np.mean(speech("fox")[:640] ** 2)))
+        async with make_engine(backend, workers=2, executor=None) as engine:
+            stuck, other = await engine.open(), await engine.open()
+            await say(stuck, "fox")
+            stuck.finish()
+            while not held.is_set():
+                await breath()
+            await say(other, "nobody knew why")
+            other.finish()
+            texts = finals(await follow(other))
+            free.set()
+            return texts + finals(await follow(stuck))
+
+    assert run(test()) == ["nobody knew why", "fox"]
+
+
+def test_behind_schedule_an_idle_worker_leaves_the_core_to_live_streams() -> None:
+    async def test() -> list[bool]:
+        engine = make_engine(workers=2, gauge=Gauge())
+        watched, file = await engine.open(), await engine.open(background=True)
+        file.inbox.put(bytes(3200))
+        engine.gauge.level = 1
+        engine._at_work.add(watched)  # pyright: ignore[reportPrivateUsage]
+        return [file in engine._next_turn() for _ in range(8)]  # pyright: ignore[reportPrivateUsage]
+
+    assert run(test()) == [False, False, False, True] * 2
