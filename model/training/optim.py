@@ -18,15 +18,27 @@ from .precision import compute_dtype
 
 @torch.no_grad()
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
-    """[n, rows, cols] → nearest semi-orthogonal matrices, by a quintic Newton–Schulz iteration."""
+    """[n, rows, cols] → nearest semi-orthogonal matrices, by a quintic Newton–Schulz iteration.
+
+    Each step multiplies x from the left with P = a + b G + c G², where G = x xᵀ. In float32 the small square matrices are iterated alone (G
+    becomes P G P) and x is touched twice in all; half the cost for a layer's MLP. In bfloat16 G would lose the small singular values.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g.to(compute_dtype())
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    if x.dtype is torch.float32 and x.shape[-2] < x.shape[-1]:
+        gram, one = x @ x.mT, torch.eye(x.shape[-2])
+        product = one
+        for _ in range(steps):
+            p = a * one + b * gram + c * gram @ gram
+            product, gram = p @ product, p @ gram @ p
+        x = product @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
 
 
