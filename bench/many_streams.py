@@ -200,9 +200,7 @@ class VirtualWorkers(Executor):
 async def measure(trial: Trial, executor: VirtualWorkers | None) -> Outcome:
     options = Options(session=trial.options, server=ServerOptions(max_sessions=trial.streams + 1))
     memory_mb, now = resident_mb(), asyncio.get_running_loop().time
-    async with Engine(
-        load_model(ModelOptions(name=trial.model)), options, workers=trial.workers, executor=executor, clock=now
-    ) as engine:
+    async with Engine(load_model(ModelOptions(name=trial.model)), options, workers=trial.workers, executor=executor, clock=now) as engine:
         await engine.warm_up()
         await live(engine, trial.talks[0].samples[:80_000], now())  # one stream: what follows is the price of further ones
         before_mb, began_cpu_s, began_s, turns_cpu_s = memory_mb(), time.process_time(), now(), executor.cpu_s if executor else 0.0
@@ -266,9 +264,7 @@ def figures(
     for place, events in enumerate(heard):
         talk, expected = trial.talks[place % len(trial.talks)], trial.expected[place % len(trial.talks)]
         same = same and [timeless(event) for event, _ in events] == [timeless(event) for event, _ in expected]
-        turns = [
-            Turn((event,), arrived_ms, out_ms, 0.0, 0.0) for (event, out_ms), (_, arrived_ms) in zip(events, expected, strict=False)
-        ]
+        turns = [Turn((event,), arrived_ms, out_ms, 0.0, 0.0) for (event, out_ms), (_, arrived_ms) in zip(events, expected, strict=False)]
         found, flicker = commit_lags(turns, talk), erasure(turns)
         lags += found.aware_ms
         finals += final_delays(turns, talk)
