@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .connection import Connection
-from .deepgram_query import Listening, read_query
+from .container import ContainerDecoder
+from .deepgram_query import CONTAINER, Listening, read_query
 from .engine import Engine
 from .events import Committed, Event, Final, Partial, SpeechStarted, Word
 from .live import Stream
@@ -126,9 +127,11 @@ class ListenConnection(Connection):
     async def _serve(self) -> None:
         wish = read_query(self._socket.query_params.multi_items(), self._engine.options.session)
         options = self._options(wish.asked, where="the query")
+        decoder = ContainerDecoder(wish.channels) if wish.encoding == CONTAINER else None  # first: without PyAV no place is taken
         stream = self._stream = await self._engine.open(
             options, sample_rate=wish.sample_rate, channels=wish.channels, visitor=self._visitor
         )
+        stream.decoder = decoder
         stream.attach(self)
         # A browser cannot send headers: there the key comes as a second subprotocol, and a server must choose one of those offered.
         offered = self._socket.scope.get("subprotocols", ())
@@ -153,9 +156,9 @@ class ListenConnection(Connection):
                 await self._obey(stream, message)
             elif message:
                 self._sha256.update(message)
-                await stream.push(wish.decode(message))
+                await stream.hear(wish.decode(message))
             else:
-                stream.finish()  # how older clients say CloseStream
+                await stream.end()  # how older clients say CloseStream
 
     async def _obey(self, stream: Stream, text: str) -> None:
         if len(text) > LARGEST_TEXT_BYTES:
@@ -164,7 +167,7 @@ class ListenConnection(Connection):
         if kind == "Finalize":
             await stream.commit()
         elif kind == "CloseStream":
-            stream.finish()
+            await stream.end()
         elif kind == "Configure":
             why = "options do not change within a stream; open another one"
             await self._send(

@@ -14,6 +14,7 @@ from typing import Any
 
 from . import g711
 from .config import SessionOptions
+from .container import CONTAINER_RATE
 from .pcm import HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS
 from .protocol import WireError
 
@@ -21,6 +22,7 @@ LEAST_ENDPOINTING_MS = 320  # a segment that is cut at every short pause is reco
 LEAST_UTTERANCE_END_MS = 1000
 _LAWS: dict[str, g711.Law] = {"mulaw": "ULAW", "alaw": "ALAW"}
 _ENCODINGS = ("linear16", *_LAWS)
+CONTAINER = "container"
 _OBEYED = (
     "channels",
     "encoding",
@@ -69,7 +71,7 @@ class Listening:
     """What the query asks for. ``asked``: options of a session."""
 
     asked: dict[str, Any]
-    encoding: str
+    encoding: str  # "container": none was named, so the audio says itself what it is
     sample_rate: int  # Hz
     channels: int
     interim_results: bool
@@ -105,8 +107,8 @@ def read_query(pairs: Iterable[tuple[str, str]], options: SessionOptions) -> Lis
     return Listening(
         asked,
         encoding,
-        _number("sample_rate", one.get("sample_rate", ""), LOWEST_RATE, HIGHEST_RATE),
-        _number("channels", one.get("channels", "1"), 1, MOST_CHANNELS),
+        CONTAINER_RATE if encoding == CONTAINER else _number("sample_rate", one.get("sample_rate", ""), LOWEST_RATE, HIGHEST_RATE),
+        _number("channels", one.get("channels", "1"), 1, 2 if encoding == CONTAINER else MOST_CHANNELS),
         interim_results=_flag(one, "interim_results"),
         vad_events=_flag(one, "vad_events"),
         endpointing=endpointing != "false",
@@ -126,10 +128,9 @@ def _check(key: str, several: list[str]) -> None:
 def _encoding(one: dict[str, str]) -> str:
     encoding = one.get("encoding")
     if encoding is None:
-        why = "containers are not taken apart on the socket"
-        raise WireError("bad_audio", f"no encoding, expected encoding={' or '.join(_ENCODINGS)} and its sample_rate ({why})")
+        return CONTAINER
     if encoding not in _ENCODINGS:
-        raise WireError("bad_audio", f"encoding {encoding[:40]!r}, expected one of {', '.join(_ENCODINGS)}")
+        raise WireError("bad_audio", f"encoding {encoding[:40]!r}, expected one of {', '.join(_ENCODINGS)}, or none for Ogg and WebM")
     return encoding
 
 

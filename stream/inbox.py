@@ -37,7 +37,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """No more audio comes."""
+    """No more audio comes. ``error``: because it was broken here."""
+
+    error: Exception | None = None
 
 
 Piece = Audio | Lost | Commit | Over
@@ -108,11 +110,11 @@ class Inbox:
         self._pieces.append(Commit())
         self._waiting_samples += self._commit_samples
 
-    def finish(self) -> None:
-        """No more comes; a second call changes nothing."""
+    def finish(self, error: Exception | None = None) -> None:
+        """No more comes, because of ``error`` if there is one; a second call changes nothing."""
         if not self.finished:
             self.finished = True
-            self._pieces.append(Over())
+            self._pieces.append(Over(error))
 
     def take(self) -> Piece:
         """The oldest piece. The inbox must not be empty."""

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from ..model.errors import AudioFormatError, DragomanError
 from .access import Visitor
 from .events import Clocks, Ended, Event
 from .inbox import Audio, Commit, EventLog, Inbox, Lost
 from .lag import Schedule
-from .opus import OpusDecoder
 from .pcm import Encoding
 from .protocol import Notice, Progress, WireError, progress, write_event
 from .recorder import Recording
@@ -25,6 +24,20 @@ from .session import Session
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS_MS = 500  # of stream time between two progress messages
+
+
+class Decoder(Protocol):
+    """What turns a sender's bytes into PCM: packets, or a container cut anywhere. Its methods raise AudioFormatError."""
+
+    received_bytes: int | None  # taken in so far; None: the sender does not count by bytes
+
+    def feed(self, data: bytes) -> Iterator[bytes | int]:
+        """PCM, and numbers of samples that are missing. What an iteration that is broken off leaves comes with the next one."""
+        ...
+
+    def end(self) -> Iterator[bytes | int]: ...
+
+    def close(self) -> None: ...
 
 
 class Stream:
@@ -53,7 +66,7 @@ class Stream:
         self.clocks = Clocks(0, 0, 0)
         self.level = 0
         self.recording: Recording | None = None  # where sessions are stored
-        self.opus: OpusDecoder | None = None  # where the sender's packets are not PCM; outlives a lost connection
+        self.decoder: Decoder | None = None  # where what is sent is not PCM; outlives a lost connection
         self.detached_s: float | None = None  # since when nobody is connected
         self.over = False  # Ended is in the log, or ``error`` is set
         self.error: Exception | None = None
@@ -83,6 +96,38 @@ class Stream:
         if self.recording is not None:
             self.recording.audio(pcm)
         await self._wait_for_room()
+
+    async def hear(self, data: bytes) -> None:
+        """A message as it came: through the decoder, if there is one. Waits and raises as ``push``; what the decoder cannot bear ends
+        the stream when everything before it is heard and told."""
+        if self.decoder is None:
+            await self.push(data)
+        elif self._closing:
+            self._raise_if_over()
+        elif self.inbox.finished:
+            raise WireError("bad_message", "audio after finish: the stream is over, expected a new session for more audio")
+        else:
+            await self._decode(self.decoder.feed(data))
+
+    async def end(self) -> None:
+        """No more messages come: what the decoder holds back is heard, then the stream is finished."""
+        if self.decoder is not None and not self.inbox.finished:
+            await self._decode(self.decoder.end())
+        self.finish()
+
+    async def _decode(self, pieces: Iterator[bytes | int]) -> None:
+        try:
+            for piece in pieces:
+                if self._closing:
+                    return
+                await (self.lose(piece) if isinstance(piece, int) else self.push(piece))
+                await asyncio.sleep(0)  # a large message must not hold up the others
+        except AudioFormatError as error:
+            if self.error is error:
+                raise
+            self._closing = True  # nothing behind it makes sense
+            self.inbox.finish(error)
+            self._wake()
 
     async def lose(self, samples: int) -> None:
         """The sender lost ``samples`` of each channel. Waits and raises as ``push``."""
@@ -117,6 +162,11 @@ class Stream:
         """Finish on the server's behalf, which the client was warned of: what it still sends is no error, but is not heard."""
         self._closing = True
         self.finish()
+
+    @property
+    def received_bytes(self) -> int | None:
+        """Of the container, taken in so far; None: the sender counts by samples."""
+        return None if self.decoder is None else self.decoder.received_bytes
 
     async def _wait_for_room(self) -> None:
         self._wake()
@@ -165,7 +215,7 @@ class Stream:
                 yield self._notice
             elif clocks.processed_ms - told_ms >= _PROGRESS_MS or self.level != told_level:
                 told_ms, told_level = clocks.processed_ms, self.level
-                yield progress(clocks, self.inbox.received_samples, self.level, self.log.last_seq)
+                yield progress(clocks, self.inbox.received_samples, self.level, self.log.last_seq, self.received_bytes)
             elif self._news is news:
                 self._wake()  # a reader that has caught up may have made room for more events
                 await news.wait()
@@ -198,6 +248,7 @@ class Stream:
         elif isinstance(piece, Commit):
             lane.give(self.session.committing())
         else:
+            self._failure = piece.error
             lane.give(self.session.work(None))
         return True
 
@@ -250,6 +301,8 @@ class Stream:
         self.tell()
 
     def _let_go(self) -> None:
+        if self.decoder is not None:
+            self.decoder.close()
         if self.recording is not None:
             self.recording.close()
 

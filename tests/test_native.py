@@ -178,7 +178,12 @@ async def rest_of(socket: Any) -> list[dict[str, Any]]:
         ([START, "x" * 70_000], "too_large", 1009, "70000 characters"),
         ([json.dumps({"type": "start", "sample_rate": 16000, "targets": ["xx"]})], "bad_task", 1008, "it knows de, es, fr"),
         ([json.dumps({"type": "start", "sample_rate": 16000, "targets": ["de", "de"]})], "bad_message", 1008, "stands twice"),
-        ([json.dumps({"type": "start", "sample_rate": 16000, "encoding": "webm-opus"})], "bad_audio", 1008, "'opus' means raw packets"),
+        (
+            [json.dumps({"type": "start", "sample_rate": 16000, "encoding": "webm-opus"})],
+            "bad_audio",
+            1008,
+            "'opus' means raw packets, 'container' Ogg or WebM",
+        ),
         ([json.dumps({"type": "resume", "session": "nobody", "after_seq": 0})], "unknown_session", 1008, "no session 'nobody'"),
     ],
 )

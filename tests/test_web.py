@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from .web import PAGES, Page, Service, chromium, contrast, random_segments, runn
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(chromium() is None, reason="needs Debian's chromium and chromium-driver")]
 
+PROTOCOL = PAGES.parents[1] / "docs" / "protocol.md"
 FIRST, SECOND = "the quick brown fox jumps over a lazy dog.", "nobody knew why it was so cold here"
 
 
@@ -226,6 +228,32 @@ def test_cues_are_cut_as_by_the_command(page: Page, service: Service, seed: int)
     assert as_vtt == "WEBVTT\n\n" + "".join(vtt(cue) for cue in cues)
     wanted = [[(w.text, w.start_ms, w.end_ms) for w in spread("".join(word.text for word in words), 7, 9876)] for words in segments]
     assert [[(w["text"], w["start_ms"], w["end_ms"]) for w in words] for words in shared] == wanted
+
+
+def test_what_media_recorder_makes_is_heard(page: Page, service: Service) -> None:
+    """The example of docs/protocol.md, as it stands there, with Chromium's own recorder."""
+    (example,) = re.findall(r"<!-- example: browser -->\n```js\n(.*?)```", PROTOCOL.read_text(encoding="utf-8"), re.DOTALL)
+    as_it_is = "audio: { autoGainControl: false, echoCancellation: false, noiseSuppression: false }"
+    for old, new in (
+        ('"ws://localhost:8000/v1/stream"', "`ws://${location.host}/v1/stream`"),
+        ("audio: true", as_it_is),
+        ("console.log(data)", "told.push(data)"),
+    ):
+        assert old in example
+        example = example.replace(old, new)
+    page.open(service.port)
+    script = f"const told = window.told = []; (async () => {{ {example}; window.recorder = recorder }})()"
+    page.driver.execute_script(script)
+
+    def told(kind: str) -> list[dict[str, Any]]:
+        messages = [json.loads(text) for text in page.driver.execute_script("return window.told")]
+        return [message for message in messages if message["type"] == kind]
+
+    page.until(lambda: len([message for message in told("final") if message["text"]]) == 2)
+    page.driver.execute_script("window.recorder.stop()")
+    page.until(lambda: told("ended"))
+    assert [message["text"].strip() for message in told("final") if message["text"]] == [FIRST, SECOND]
+    assert told("progress")[-1]["received_bytes"] > 10_000 and not told("dropped")
 
 
 def test_a_lost_connection_costs_no_word(page: Page, service: Service, clip: Path) -> None:
