@@ -307,13 +307,16 @@ def _bounded(receive: Receive, most_mb: int, idle_s: float, clock: Callable[[], 
 
     async def bounded() -> Message:
         nonlocal taken_bytes, waited_s
-        began_s = clock()
+        began_s, left_s = clock(), idle_s + taken_bytes / _SLOWEST_BYTES_S - waited_s
         try:
-            async with asyncio.timeout(max(0.0, idle_s + taken_bytes / _SLOWEST_BYTES_S - waited_s)):
+            async with asyncio.timeout(left_s):
                 message = await receive()
         except TimeoutError as error:
-            raise WireError("idle", f"the upload is too slow: {taken_bytes} bytes in {waited_s + idle_s:.0f} s") from error
-        waited_s += clock() - began_s
+            raise WireError("idle", f"the upload is too slow: {taken_bytes} bytes came in {waited_s + left_s:.0f} s") from error
+        spent_s = clock() - began_s
+        if spent_s > left_s:
+            raise WireError("idle", f"the upload is too slow: {taken_bytes} bytes came in {waited_s + spent_s:.0f} s")
+        waited_s += spent_s
         taken_bytes += len(cast(bytes, message.get("body", b"")))
         if taken_bytes > most_mb * 1_000_000:
             raise WireError("too_large", f"the upload is larger than {most_mb} MB")

@@ -54,7 +54,7 @@ def test_serve_from_start_to_sigterm(tmp_path: Path, clips: Path) -> None:
 def test_wrong_flags_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", "70000"]) == 1
     assert "server.port: Input should be less than or equal to 65535, got 70000" in capsys.readouterr().err
-    assert main(["serve", "--host", "192.0.2.1", "--port", "0"]) == 1
+    assert main(["serve", "--host", "192.0.2.1", "--port", "0", "--open-to-all"]) == 1
     assert "cannot listen on 192.0.2.1:0" in capsys.readouterr().err
     assert main(["connect", "127.0.0.1:1", "nothing.wav"]) == 1
     assert "nothing.wav: does not exist" in capsys.readouterr().err
