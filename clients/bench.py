@@ -102,7 +102,7 @@ def measure(plan: Plan, clips: Sequence[Clip], bench: Bench, loaded: Loaded, opt
         "method": METHOD,
         "settings": _settings(plan, clips, talks, loaded, options),
         "offline": {"wer": round(offline.rate, 4), **asdict(offline)},
-        "blocks": [_block(block) for block in figures],
+        "blocks": [block_report(block) for block in figures],
         "long": _long(minutes, options.session.block_ms),
         "texts": _texts(talks, texts, figures),
     }
@@ -158,7 +158,8 @@ def _settings(plan: Plan, clips: Sequence[Clip], talks: Sequence[Sequence[Clip]]
     }
 
 
-def _block(block: BlockFigures) -> dict[str, Any]:
+def block_report(block: BlockFigures) -> dict[str, Any]:
+    """The figures of one block size, JSON-ready."""
     erasure, errors = block.erasure, block.errors
     return {
         "block_ms": block.block_ms,

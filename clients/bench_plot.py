@@ -8,7 +8,7 @@ from typing import Any
 
 
 def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Word errors, delays, flicker and cost by block size, and the long stream if there was one, into a PNG."""
+    """Word errors, delays, flicker and cost by block size (or for each ``name``), and the long stream if there was one, into a PNG."""
     draw(report).savefig(path, dpi=120)
 
 
@@ -18,13 +18,14 @@ def draw(report: Mapping[str, Any]) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     blocks, long = report["blocks"], report["long"]
-    names = [f"{block['block_ms']} ms" for block in blocks]
+    names = [block.get("name") or f"{block['block_ms']} ms" for block in blocks]
     figure: Any = Figure(figsize=(10, 11 if long else 7.5), layout="constrained")  # the library's types are partly unknown
     axes = list(figure.subplots(3 if long else 2, 2).flat)
     _bars(axes[0], names, [100 * block["wer"] for block in blocks], "word error rate, %")
-    offline = 100 * report["offline"]["wer"]
-    axes[0].axhline(offline, color="black", linestyle="--", label=f"offline: {offline:.3g}")
-    _legend(axes[0])
+    if "offline" in report:
+        offline = 100 * report["offline"]["wer"]
+        axes[0].axhline(offline, color="black", linestyle="--", label=f"offline: {offline:.3g}")
+        _legend(axes[0])
     _delays(axes[1], names, blocks)
     _bars(axes[2], names, [_known(block["normalised_erasure"]) for block in blocks], "normalised erasure (words taken back / final words)")
     _bars(axes[3], names, [block["cpu_s_per_audio_s"] for block in blocks], "CPU seconds for an audio second")

@@ -72,7 +72,7 @@ def test_every_package_is_typed() -> None:
     assert [folder for folder in package_folders().values() if not (ROOT / folder / "py.typed").exists()] == []
 
 
-@pytest.mark.parametrize("extra", ["", "mic", "video", "bench", "train", "export", "torch", "dev"])
+@pytest.mark.parametrize("extra", ["", "mic", "video", "bench", "train", "peers", "export", "torch", "dev"])
 def test_requirements_have_lower_bounds_only(extra: str) -> None:
     """Upper bounds break other people's environments; the two exceptions say why beside them."""
     groups = PROJECT["project"]["optional-dependencies"]
