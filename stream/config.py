@@ -41,6 +41,7 @@ class EndpointOptions(_Section):
     start_ms: int = Field(default=80, ge=40, le=1000, description="so much speech within start_window_ms begins a segment")
     start_window_ms: int = Field(default=160, ge=40, le=2000, description="where start_ms is looked for")
     pre_roll_ms: int = Field(default=240, ge=0, le=2000, description="audio kept from before the first speech")
+    lead_in_ms: int = Field(default=360, ge=0, le=2000, description="silence from before the segment that the model hears with it")
     hangover_ms: int = Field(default=600, ge=80, le=5000, description="silence that ends a segment")
     sentence_hangover_ms: int = Field(default=320, ge=80, le=5000, description="the same after a finished sentence")
     short_hangover_ms: int = Field(default=120, ge=40, le=5000, description="the same when the segment is nearly full")
@@ -65,6 +66,7 @@ class EndpointOptions(_Section):
             start_frames=count(self.start_ms),
             start_window_frames=start_window_frames,
             pre_roll_frames=pre_roll_frames,
+            lead_in_frames=count(self.lead_in_ms, 0),
             hangover_frames=count(self.hangover_ms),
             sentence_hangover_frames=count(min(self.sentence_hangover_ms, self.hangover_ms)),
             short_hangover_frames=count(self.short_hangover_ms),
@@ -149,7 +151,9 @@ class ServerOptions(_Section):
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: every machine of the network may connect")
     port: int = Field(default=8000, ge=0, le=65535, description="0: any free one")
     max_sessions: int = Field(default=8, ge=1, le=10_000, description="sessions at once")
-    idle_s: float = Field(default=60.0, gt=0, description="a connection that sends nothing for so long is closed")
+    idle_s: float = Field(
+        default=60.0, gt=0, description="a connection from which nothing comes for so long, not even the answer to a ping, is closed"
+    )
     resume_s: float = Field(default=60.0, ge=0, description="a session whose connection was lost is kept for so long")
     drain_s: float = Field(default=30.0, ge=0, description="after SIGTERM, sessions may go on for so long")
     session_s: float | None = Field(

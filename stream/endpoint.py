@@ -28,6 +28,7 @@ class EndpointFrames:
     start_frames: int = 2  # so many speech frames …
     start_window_frames: int = 4  # … among so many begin a segment
     pre_roll_frames: int = 6  # audio from before the first speech frame that still belongs to the segment
+    lead_in_frames: int = 9  # audio from before the segment that is heard with it
     hangover_frames: int = 15  # silence that ends a segment
     sentence_hangover_frames: int = 8  # … after a finished sentence
     short_hangover_frames: int = 3  # … in a segment that is full
@@ -37,6 +38,9 @@ class EndpointFrames:
     def reach_frames(self) -> int:
         """The most frames that a segment holds when it starts: how far back audio must be kept."""
         return self.pre_roll_frames + self.start_window_frames
+
+
+_SETTLING_FRAMES = 3  # after the last speech frame: what the detector calls silence may still hold the breath of a word
 
 
 class Endpointer:
@@ -52,6 +56,7 @@ class Endpointer:
         self.speaking = False
         self.reason = ""
         self._earliest = 0  # the first frame that no earlier segment holds
+        self._silent_from = 0  # the first frame behind the words of the earlier segments
         self._recent: deque[bool] = deque(maxlen=settings.start_window_frames)
         self._sentence_ended = False
 
@@ -64,6 +69,11 @@ class Endpointer:
     def room_frames(self) -> int:
         """Frames until the current segment is full."""
         return self.settings.longest_frames - self.segment_frames
+
+    @property
+    def lead_in_frames(self) -> int:
+        """Frames before the current segment that may be heard with it: silence, though an earlier segment may have ended with it."""
+        return max(0, min(self.settings.lead_in_frames, self.first_frame - self._silent_from))
 
     @property
     def silent_frames(self) -> int:
@@ -91,6 +101,7 @@ class Endpointer:
         """End the current segment with the frame seen last."""
         self.speaking, self.reason, self._sentence_ended = False, reason, False
         self._earliest = self.frame
+        self._silent_from = self.last_speech_frame + 1 + _SETTLING_FRAMES
         self._recent.clear()
 
     def resume(self, frames: int) -> None:

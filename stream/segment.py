@@ -16,6 +16,7 @@ from .guards import Guards
 from .stats import Stats, Turn
 from .transcript import Transcript
 
+_FAINT_RMS = 1e-3  # -60 dBFS: a quiet room
 _SMOOTHED_FRAMES = 3
 _FORMATTED_TOKENS = 2  # for one of the transcript
 _TRANSLATION_TOKENS = 4  # for one of the transcript: enough for a language that the vocabulary knows badly
@@ -41,9 +42,10 @@ class Segment:
         """``first_frame``: where the segment begins, counted from the beginning of the stream. ``reopen``: a fresh cache with a firmer
         prompt, for a model that may answer what it hears; without it nothing is checked for answers."""
         self.cache, self.transcript, self.first_frame = cache, transcript, first_frame
+        self.lead_in: list[Floats] = []  # frames from before the segment, heard with its first ones
         self.waiting: list[Floats] = []  # frames [frame_samples], not yet in the trunk
-        self.heard_frames = 0  # in the trunk, padding left out
-        self.padded_frames = 0  # of silence behind them
+        self.heard_frames = 0  # in the trunk, lead-in and padding left out
+        self.padded_frames = 0  # of faint noise behind them
         self.looped = False  # or answered: its text must not lead the next segment astray
         self._reopen, self._is_firm, self._insisted = reopen, False, False
         self._frames: list[Floats] = []  # [n, frame_samples] each; kept as long as they may have to be heard again
@@ -57,14 +59,14 @@ class Segment:
         return self.first_frame + self.heard_frames
 
     def listen(self) -> Job[None]:
-        """Append the waiting frames to the trunk. On an error they go on waiting."""
+        """Append the lead-in and the waiting frames to the trunk. On an error they go on waiting."""
         if self.waiting:
-            frames = np.stack(self.waiting)
+            frames = np.stack([*self.lead_in, *self.waiting])
             yield Listen(self.cache, frames)
             if self._reopen is not None and not self._is_firm:
                 self._frames.append(frames)
             self.heard_frames += len(self.waiting)
-            self.waiting = []
+            self.lead_in, self.waiting = [], []
 
     def cut(self) -> int:
         """Cut at the quietest place among the waiting frames, which is seldom inside a word. Returns how many frames were cut off."""
@@ -79,9 +81,9 @@ class Segment:
         return rest
 
     def pad(self, frames: int, frame_samples: int) -> Job[None]:
-        """Append silence that takes no stream time: a model that hears with a delay needs it before its last hypothesis."""
+        """Append faint noise that takes no stream time: a model that hears with a delay needs it before its last hypothesis."""
         if frames > 0:
-            padding = np.zeros((frames, frame_samples), np.float32)
+            padding = faint_noise(frames, frame_samples)
             yield Listen(self.cache, padding)
             self.padded_frames += frames
             if self._reopen is not None and not self._is_firm:
@@ -173,3 +175,9 @@ class Segment:
         if self._max_draft:
             drafting.note_mtp(turn, found.drafted_tokens, found.accepted_tokens)
         return found
+
+
+def faint_noise(frames: int, frame_samples: int) -> Floats:
+    """[frames, frame_samples] of what stands for a silence that nobody recorded, the same each time. Not zeros: no microphone gives them,
+    and a model that has seldom heard them hears the words beside them worse."""
+    return np.random.default_rng(0).standard_normal((frames, frame_samples), dtype=np.float32) * np.float32(_FAINT_RMS)

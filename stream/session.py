@@ -44,7 +44,7 @@ from .guards import Guards, special_ids
 from .lag import LARGEST_FACTOR, LEVELS, Economy
 from .opening import Openings
 from .pcm import Encoding, Pcm, PcmReader
-from .segment import Segment
+from .segment import Segment, faint_noise
 from .stats import Stats
 from .transcript import Transcript
 from .vad import Vad, make_vad
@@ -96,7 +96,8 @@ class Session:
         self.drafting = Drafting(self.stats.drafts)
         # What changes
         longest_frames = LARGEST_FACTOR * self._block_frames + self._cut_frames  # that can wait when a full segment is cut
-        self._recent: deque[Floats] = deque(maxlen=max(self._endpointer.settings.reach_frames, longest_frames))
+        settings = self._endpointer.settings
+        self._recent: deque[Floats] = deque(maxlen=max(settings.reach_frames, longest_frames) + settings.lead_in_frames)
         self._frames: deque[Floats] = deque()  # pushed, not yet looked at
         self._events: list[Event] = []  # made, not yet returned
         self._segment: Segment | None = None
@@ -238,7 +239,8 @@ class Session:
     def _open(self) -> Job[Segment]:
         endpointer = self._endpointer
         cache = yield from self._openings.open(self.task, self._carried)
-        waiting = list(self._recent)[-endpointer.segment_frames :]
+        recent = list(self._recent)
+        waiting, before = recent[-endpointer.segment_frames :], recent[: -endpointer.segment_frames]
         start_ms = max(self._committed_ms, self._ms(endpointer.first_frame))
         transcript = Transcript(self._tokenizer, start_ms, self._spelling)
         asked, most = self.options.max_draft, self._backend.spec.max_draft
@@ -254,10 +256,17 @@ class Session:
             max_draft=most if asked is None else min(asked, most),
             reopen=(lambda: self._openings.open_firmly(self.task)) if self._prompts.instructed else None,
         )
-        segment.waiting = waiting
+        segment.lead_in, segment.waiting = self._lead_in(before), waiting
         self._segment, self._told_tail = segment, ""
         self._events.append(SpeechStarted(self.clocks, self._index, self._ms(endpointer.first_frame)))
         return segment
+
+    def _lead_in(self, before: Sequence[Floats]) -> list[Floats]:
+        """Silence that the model hears before a segment: what is said comes out worse without. It takes no stream time. ``before``: the
+        stream's own last frames, heard as far as there are no words in them; for what is missing stands faint noise."""
+        own = min(self._endpointer.lead_in_frames, len(before))
+        missing = self._endpointer.settings.lead_in_frames - own
+        return [*faint_noise(missing, self._frame_samples), *before[len(before) - own :]]
 
     def _block(self, segment: Segment) -> Job[None]:
         """A block of audio is complete: extend the trunk, fork, tell what is new."""

@@ -10,6 +10,7 @@ SMALL = EndpointFrames(
     start_frames=2,
     start_window_frames=4,
     pre_roll_frames=3,
+    lead_in_frames=5,
     hangover_frames=6,
     sentence_hangover_frames=4,
     short_hangover_frames=2,
@@ -86,6 +87,22 @@ def test_silence_that_was_cut_off_begins_no_segment() -> None:
     assert not endpointer.speaking
     assert [endpointer.push(True), endpointer.push(True)] == [Signal.SILENCE, Signal.START]
     assert endpointer.first_frame == 37, "silence after a cut may still be pre-roll"
+
+
+@given(st.lists(st.booleans(), max_size=300), st.sets(st.integers(0, 299), max_size=4))
+def test_the_lead_in_holds_no_word_of_an_earlier_segment(decisions: list[bool], closed: set[int]) -> None:
+    endpointer, spoken = Endpointer(SMALL), -10
+    for frame, is_speech in enumerate(decisions):
+        signal = endpointer.push(is_speech)
+        if signal is Signal.START:
+            first = endpointer.first_frame - endpointer.lead_in_frames
+            assert 0 <= endpointer.lead_in_frames <= 5 and first >= 0
+            assert endpointer.lead_in_frames == 0 or first > spoken + 3, "three frames for the breath of its last word"
+        if endpointer.speaking and frame in closed:
+            endpointer.close("commit")
+            signal = Signal.END
+        if signal is Signal.END:
+            spoken = endpointer.last_speech_frame
 
 
 @given(st.lists(st.booleans(), max_size=300))

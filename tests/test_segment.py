@@ -88,7 +88,7 @@ def test_the_cut_is_in_the_quietest_place_and_loses_nothing() -> None:
         assert segment.cut() + len(segment.waiting) == frames
 
 
-def test_padding_takes_no_stream_time() -> None:
+def test_padding_takes_no_stream_time_and_is_no_digital_silence() -> None:
     backend = ScriptedBackend()
     segment = make(backend, "the")
     before = segment.cache.length
@@ -96,4 +96,5 @@ def test_padding_takes_no_stream_time() -> None:
     run(backend, segment.pad(0, FRAME))  # type: ignore[arg-type]
     run(backend, segment.pad(-2, FRAME))  # type: ignore[arg-type]
     assert segment.cache.length == before + 3 and segment.heard_frames == 0
+    assert all(0 < level < 0.002 for _, level in segment.cache.items[before:])  # type: ignore[attr-defined]
     assert np.isfinite(segment.waiting).all()

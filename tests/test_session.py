@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from dragoman.model.backend import ModelSpec
+from dragoman.model.backend import Floats, ModelSpec
 from dragoman.model.errors import AudioFormatError, BackendError, DragomanError, TaskError
 from dragoman.model.prompt import Prompts
 from dragoman.model.work import run_together
@@ -144,18 +145,85 @@ def test_the_prompt_is_computed_once_and_shared_by_sessions() -> None:
 
 
 def test_each_frame_is_heard_once() -> None:
-    """The trunk is append-only: the model gets each frame of a segment exactly once, and after it only the padding of the end."""
-    backend, heard = ScriptedBackend(), list[int]()
-    inner = backend.listen
+    """The trunk is append-only: the model gets each frame of a segment exactly once, before it the lead-in, and after it only the padding
+    of the end."""
+    backend = ScriptedBackend()
+    heard = frames_heard(backend)
+    events = transcribe(session(backend, endpoint={"lead_in_ms": 200}), speech(TEXT, silence_s=1.0))
+    final = next(event for event in events if isinstance(event, Final))
+    assert len(heard) == 5 + (final.end_ms - final.start_ms) // 40
+
+
+def frames_heard(backend: ScriptedBackend) -> list[Floats]:
+    """A list that fills with the frames that the model gets."""
+    heard, inner = list[Floats](), backend.listen
 
     def listen(work: Any) -> None:
-        heard.extend(len(frames) for _, frames in work)
+        heard.extend(frame for _, frames in work for frame in frames)
         inner(work)
 
     backend.listen = listen  # type: ignore[method-assign]
-    events = transcribe(session(backend), speech(TEXT, silence_s=1.0))
-    final = next(event for event in events if isinstance(event, Final))
-    assert sum(heard) == (final.end_ms - final.start_ms) // 40
+    return heard
+
+
+def numbered(frames: int) -> Floats:
+    """Silence whose frames can be told apart: frame n holds (n + 1) / 100,000."""
+    return np.repeat(np.arange(1, frames + 1, dtype=np.float32) / 100_000, 640)
+
+
+def numbers(frames: Sequence[Floats]) -> list[int]:
+    """Which frames of ``numbered`` these are; 0 for faint noise."""
+    for frame in frames:
+        assert 0 < float(np.abs(frame).max()) < 0.01, "neither words nor zeros"
+    return [0 if np.ptp(frame) else round(100_000 * float(frame[0])) for frame in frames]
+
+
+@pytest.mark.parametrize(("silent_frames", "own_frames"), [(4, 0), (10, 4), (40, 9), (400, 9)])
+def test_a_segment_is_heard_with_the_silence_before_it(silent_frames: int, own_frames: int) -> None:
+    """Without it a small model hears the first words worse, and all that follows from them: 3 to 5 points of word error rate on short
+    clips. What there is of the stream's own silence, faint noise before; no time or block of the segment changes."""
+    samples = np.concatenate([numbered(silent_frames), speech("the quick brown fox jumps", silence_s=1.0)])
+    told: list[list[Any]] = []
+    for lead_in_ms in (0, 360):
+        backend = ScriptedBackend()
+        heard = frames_heard(backend)
+        events = transcribe(session(backend, endpoint={"lead_in_ms": lead_in_ms}), samples, cuts=range(0, len(samples), 700))
+        check_promises(events)
+        told.append(events)
+        pre_roll_frames = min(6, silent_frames)
+        own = list(range(silent_frames - pre_roll_frames + 1, silent_frames + 1))
+        if lead_in_ms:
+            first = silent_frames - pre_roll_frames - own_frames
+            own = [0] * (9 - own_frames) + list(range(first + 1, first + own_frames + 1)) + own
+        assert numbers(heard[: pre_roll_frames + lead_in_ms // 40]) == own
+    assert told[0] == told[1]
+    assert finals(told[1]) == ["the quick brown fox jumps"]
+
+
+@pytest.mark.parametrize("silent_frames", [16, 17, 18, 20, 24, 30, 60])
+def test_the_silence_that_ended_a_segment_is_heard_before_the_next_but_none_of_its_words(silent_frames: int) -> None:
+    backend = ScriptedBackend()
+    heard = frames_heard(backend)
+    samples = np.concatenate([speech("the fox"), numbered(silent_frames), speech("quick brown", silence_s=1.0)])
+    events = transcribe(session(backend), samples, cuts=range(0, len(samples), 700))
+    check_promises(events)
+    assert finals(events) == ["the fox", "quick brown"]
+    last = [event for event in events if isinstance(event, SpeechStarted)][1]
+    second = heard[-(9 + (len(samples) // 640 * 40 - 400 - last.at_ms) // 40) :]  # of the second of silence, 600 ms belong to it
+    pre_roll = min(6, silent_frames - 15)
+    own = min(9, silent_frames - pre_roll - 3)  # what follows the last word at once may be its breath
+    first = silent_frames - pre_roll - own
+    assert numbers(second[: 9 + pre_roll]) == [0] * (9 - own) + list(range(first + 1, silent_frames + 1))
+
+
+def test_after_a_cut_in_the_middle_of_speech_nothing_is_heard_twice() -> None:
+    backend = ScriptedBackend()
+    heard = frames_heard(backend)
+    samples = np.arange(1, 150 * 640 + 1, dtype=np.float32) / 1_000_000
+    options = SessionOptions.model_validate({"endpoint": {"longest_s": 2.0}})
+    transcribe(Session(loaded(backend), options, vad=ScriptedVad([True] * 150)), samples)
+    firsts = [float(frame[0]) for frame in heard if np.all(np.diff(frame) > 0)]  # the others are faint noise
+    assert len(firsts) == 150 and firsts == sorted(set(firsts))
 
 
 @pytest.mark.parametrize("drafter", ["none", "oracle", "bad", "empty"])
