@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from math import inf
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -30,6 +31,7 @@ class Connection:
         self._socket, self._engine = socket, engine
         self._visitor: Visitor = getattr(socket.state, "visitor", Visitor())
         self._idle_s: float = engine.options.server.idle_s
+        self._silence_s: Callable[[], float] = getattr(socket.state, "silence_s", lambda: inf)  # inf: only messages count
         self._stream: Stream | None = None
 
     async def run(self) -> None:
@@ -80,14 +82,19 @@ class Connection:
         await self._close(1001 if self._engine.draining_until_s is not None else 1000)
 
     async def _receive(self, *, listening: bool = True, within_s: float | None = None) -> str | bytes:
-        """One message. Raises WireError, or WebSocketDisconnect. ``listening``: silence is limited (not after the end of the audio).
-        ``within_s``: where it has to come sooner than ``idle_s``."""
+        """One message. Raises WireError, or WebSocketDisconnect. ``listening``: silence is limited (not after the end of the audio), but
+        who still answers pings is not idle: muted, or between two turns. ``within_s``: where a message has to come, and soon."""
         limit_s = self._idle_s if within_s is None else min(within_s, self._idle_s)
-        try:
-            async with asyncio.timeout(limit_s if listening else None):
-                message: dict[str, Any] = dict(await self._socket.receive())
-        except TimeoutError as error:
-            raise WireError("idle", f"nothing came for {limit_s:g} s, expected audio or another message") from error
+        left_s = limit_s
+        while True:
+            try:
+                async with asyncio.timeout(left_s if listening else None):
+                    message: dict[str, Any] = dict(await self._socket.receive())
+                break
+            except TimeoutError as error:
+                left_s = limit_s - (self._silence_s() if within_s is None else limit_s)
+                if left_s <= 0:
+                    raise WireError("idle", f"nothing came for {limit_s:g} s, expected audio or another message") from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code") or 1005)
         text: str | None = message.get("text")

@@ -145,7 +145,7 @@ class Limits(_Message):
 
     message_bytes: int = LARGEST_AUDIO_BYTES  # of one binary message
     text_bytes: int = LARGEST_TEXT_BYTES
-    idle_s: float  # a connection that sends nothing for so long is closed
+    idle_s: float  # a connection from which nothing comes for so long, not even the answer to a ping, is closed
     resume_s: float  # a session whose connection was lost is kept for so long
 
 

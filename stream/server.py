@@ -32,7 +32,7 @@ from .native import native_socket
 from .openai_realtime import realtime_socket
 from .openai_translation import translation_socket
 from .protocol import LARGEST_AUDIO_BYTES, VERSION
-from .sockets import HEAD_S, Crowd, PatientHttp, PatientWebSocket, Sweeper
+from .sockets import HEAD_S, PING_S, Crowd, PatientHttp, PatientWebSocket, Sweeper
 
 _LOG = logging.getLogger(__name__)
 _TICK_S = 1.0
@@ -136,7 +136,8 @@ class Server(uvicorn.Server):
             # A little above our own limit, so that a client that is slightly wrong gets a sentence and not only a code.
             ws_max_size=LARGEST_AUDIO_BYTES + 64 * 1024,
             ws_per_message_deflate=False,  # audio does not shrink
-            # A client that is held up by back-pressure answers no pings; what is dead is found by idle_s.
+            # A client that is held up by back-pressure answers no pings; what is dead is found by idle_s, in which several are sent.
+            ws_ping_interval=min(PING_S, server.idle_s / 3),
             ws_ping_timeout=None,
             limit_concurrency=4 * server.max_sessions + 64,  # beyond it requests are answered with 503
             # Whoever is no proxy may say what he likes about where he comes from.

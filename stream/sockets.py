@@ -19,6 +19,7 @@ from .access import address_of
 from .config import ServerOptions
 
 _MOST_PIECES = 1000  # of one message, before they are joined
+PING_S = 20.0  # between two pings
 HEAD_S = 10.0  # for a whole request line and its headers
 
 
@@ -55,7 +56,23 @@ class PatientHttp(H11Protocol):
 
 
 class PatientWebSocket(WebSocketsSansIOProtocol):
-    """A socket that stays small: pings are not answered to a client that takes nothing, and a message in many pieces is one piece here."""
+    """A socket that stays small: pings are not answered to a client that takes nothing, and a message in many pieces is one piece here.
+
+    It knows whether anybody is there: a client that has nothing to say still answers pings. ``state.silence_s`` of its ASGI scope tells
+    for how many seconds nothing at all has come.
+    """
+
+    heard_s = 0.0  # of the loop's clock: when bytes came last
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_s = self.loop.time()
+        super().data_received(data)
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        scope: Any = getattr(self, "scope", None)  # None: the request was refused
+        if scope is not None:
+            scope["state"]["silence_s"] = lambda: self.loop.time() - self.heard_s
 
     def handle_ping(self) -> None:
         output = self.conn.data_to_send()

@@ -321,11 +321,6 @@ def test_hostile_and_mistaken_clients(message: str | bytes, code: str, close_cod
     assert (told[-1]["type"], told[-1]["variant"], closed) == ("Error", code, close_code) and says in told[-1]["description"]
 
 
-def test_a_silent_client_is_closed() -> None:
-    told, closed = ask(PLAIN, idle_s=0.05)
-    assert (told[-1]["variant"], closed) == ("idle", 1008)
-
-
 def test_a_model_that_fails_is_told() -> None:
     backend = ScriptedBackend()
     backend.fail_next = "listen"

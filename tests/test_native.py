@@ -224,20 +224,6 @@ def test_a_huge_frame_is_not_even_read() -> None:
     assert run(test()) == (1009, 0)
 
 
-def test_a_silent_client_is_told_and_may_come_back() -> None:
-    async def test() -> tuple[dict[str, Any], dict[str, Any]]:
-        async with serving(make_engine(idle_s=0.05)) as live:
-            async with talking(live) as (socket, ready):
-                told = (await rest_of(socket))[-1]
-            async with connect(live.ws) as socket:
-                await socket.send(json.dumps({"type": "resume", "session": ready["session"], "after_seq": 0}))
-                return told, json.loads(await socket.recv())
-
-    told, again = run(test())
-    assert told["code"] == "idle" and "nothing came for 0.05 s" in told["message"]
-    assert again["type"] == "ready" and again["resumed"]
-
-
 def test_a_client_that_never_says_a_word_is_closed() -> None:
     async def test() -> tuple[dict[str, Any], int | None]:
         async with serving(make_engine(idle_s=0.05)) as live:

@@ -432,15 +432,6 @@ def test_a_client_that_leaves_frees_its_place() -> None:
     run(test())
 
 
-def test_a_silent_client_is_closed() -> None:
-    async def test() -> tuple[list[dict[str, Any]], int | None]:
-        async with serving(make_engine(idle_s=0.05)) as live:
-            return await converse(live)
-
-    told, code = run(test())
-    assert (told_of(told)[0]["code"], code) == ("idle", 1008)
-
-
 def test_draining_completes_what_was_heard() -> None:
     async def test() -> tuple[list[dict[str, Any]], int | None]:
         async with serving(make_engine(drain_s=0.0)) as live:
