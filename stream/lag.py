@@ -34,7 +34,11 @@ class Gauge:
     """Chooses the level from how far the worst session is behind schedule. One step at a time, so that each has time to act."""
 
     def __init__(self, rise_ms: tuple[int, ...] = (1000, 2000, 4000, 8000), *, settle_s: float = 1.0, calm_s: float = 5.0) -> None:
-        """``rise_ms[n]``: delay at which level n + 1 begins. A level ends when the delay has been below half of that for ``calm_s``."""
+        """``rise_ms[n]``: delay at which level n + 1 begins. A level ends when the delay has been below half of that for ``calm_s``.
+
+        The first is about the lag with which words are committed anyway (docs/bench.md): captions come twice as late, and nothing less
+        is worth larger blocks. Several streams whose blocks fall together are behind for a moment, but by tenths of a second.
+        """
         assert len(rise_ms) == REFUSING and list(rise_ms) == sorted(rise_ms), "one rising threshold for each level above 0"
         self.level = 0
         self._rise_ms, self._settle_s, self._calm_s = rise_ms, settle_s, calm_s
@@ -67,8 +71,9 @@ class Schedule:
     def __init__(self) -> None:
         self._began: tuple[float, int] | None = None  # when audio began to wait (s), and how much had been heard by then (ms)
 
-    def behind_ms(self, received_ms: int, taken_ms: int, now_s: float) -> float:
-        """``received_ms``: has arrived; ``taken_ms``: of that, is heard. To be called whenever either changes."""
+    def behind_ms(self, received_ms: int, taken_ms: int, now_s: float, *, held: bool = False) -> float:
+        """``received_ms``: has arrived; ``taken_ms``: of that, is heard. To be called whenever either changes. ``held``: the queue is
+        full and the sender has to wait, so that more is due than has arrived; else a short queue would hide how late it is."""
         if received_ms <= taken_ms:
             self._began = None
             return 0.0
@@ -76,7 +81,7 @@ class Schedule:
             self._began = (now_s, taken_ms)
         began_s, before_ms = self._began
         due_ms = (now_s - began_s) * 1000.0 + before_ms
-        return max(0.0, min(float(received_ms), due_ms) - taken_ms)
+        return max(0.0, (due_ms if held else min(float(received_ms), due_ms)) - taken_ms)
 
     def excuse(self) -> None:
         """What waits at present waits for the client, not for the machine."""

@@ -71,6 +71,7 @@ class Stream:
         self.over = False  # Ended is in the log, or ``error`` is set
         self.error: Exception | None = None
         self._schedule, self._taken_ms = Schedule(), 0
+        self._held = False  # the sender waits for room
         self._failure: Exception | None = None  # what a job failed with, while a last one tells what is known
         self._wake, self._news, self._room = wake, asyncio.Event(), asyncio.Event()
         self._owner: object = None
@@ -172,10 +173,14 @@ class Stream:
         self._wake()
         if not self.inbox.full:
             return
-        while not self.inbox.has_room:
-            self._room.clear()
-            await self._room.wait()
-            self._raise_if_over()
+        self._held = True
+        try:
+            while not self.inbox.has_room:
+                self._room.clear()
+                await self._room.wait()
+                self._raise_if_over()
+        finally:
+            self._held = False
 
     def _raise_if_over(self) -> None:
         if self.error is not None:
@@ -316,7 +321,7 @@ class Stream:
         if self.log.full:
             self._schedule.excuse()
             return 0.0
-        return self._schedule.behind_ms(self.inbox.received_ms, self._taken_ms, now_s)
+        return self._schedule.behind_ms(self.inbox.received_ms, self._taken_ms, now_s, held=self._held)
 
     @property
     def lag_ms(self) -> int:

@@ -233,6 +233,33 @@ def test_behind_schedule_it_saves_and_at_last_refuses() -> None:
     run(test())
 
 
+def test_a_short_queue_reaches_every_level_too() -> None:
+    """With a second of room the sender waits with all the rest: how late that is must be seen all the same."""
+
+    async def test() -> tuple[int, int, list[str]]:
+        clock = Clock()
+        async with make_engine(clock=clock, gauge=Gauge(settle_s=0.0), queue_ms=1000) as engine:
+            stream = await engine.open()
+            stream.prepare = lambda: False  # type: ignore[method-assign]  # the model is stuck
+            pushing = asyncio.create_task(say(stream, "the quick brown fox jumps over a lazy dog."))
+            await settle()
+            for _ in range(20):
+                clock.now_s += 1.0
+                engine.tick()
+            stuck = engine.gauge.level
+            del stream.prepare
+            engine._wake.set()  # pyright: ignore[reportPrivateUsage]
+            await pushing
+            stream.finish()
+            texts = finals(await follow(stream))
+            for _ in range(60):
+                clock.now_s += 1.0
+                engine.tick()
+            return stuck, engine.gauge.level, texts
+
+    assert run(test()) == (REFUSING, 0, ["the quick brown fox jumps over a lazy dog."])
+
+
 def test_a_lost_stream_is_kept_for_a_while() -> None:
     async def test() -> None:
         clock = Clock()

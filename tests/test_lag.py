@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from dragoman.stream.events import Final, Partial
 from dragoman.stream.lag import LEVELS, REFUSING, Gauge, Schedule
 from hypothesis import given
@@ -60,6 +61,40 @@ def test_a_burst_after_silence_is_on_schedule() -> None:
     schedule.behind_ms(1000, 1000, 0.0)
     assert schedule.behind_ms(11_000, 1000, 100.0) == 0
     assert schedule.behind_ms(11_000, 1000, 103.0) == 3000
+
+
+def test_a_short_queue_does_not_hide_how_late_it_is() -> None:
+    """The sender is held back at one second of audio; what it has meanwhile recorded waits with it."""
+    schedule = Schedule()
+    assert schedule.behind_ms(1000, 0, 0.0, held=True) == 0
+    assert schedule.behind_ms(1500, 500, 10.0, held=True) == 9500
+    assert schedule.behind_ms(1500, 500, 10.0) == 1000, "what has arrived is all there is"
+    assert schedule.behind_ms(1500, 1500, 11.0) == 0
+
+
+def test_recovery_is_as_slow_as_it_is_safe() -> None:
+    """Half of a level's delay, and five seconds of it, before the level below: on the way down no level is passed over or begun again."""
+    gauge = Gauge()
+    for second in range(5):
+        gauge.update(9000, second)
+    assert gauge.level == REFUSING
+    levels = list[int]()
+    for tenth in range(400):  # catches up at twice real time: 10 s behind are gone after 10 s
+        levels.append(gauge.update(max(0.0, 9000 - 100 * tenth), 5 + tenth / 10))
+    changes = [(place / 10, level) for place, level in enumerate(levels[1:], 1) if level != levels[place - 1]]
+    assert [level for _, level in changes] == [3, 2, 1, 0], "one by one"
+    # below 4000 from 5.1 s on, and five seconds later each of the others too
+    assert [at_s for at_s, _ in changes] == pytest.approx([10.1, 15.1, 20.1, 25.1], abs=0.11)
+
+
+def test_a_level_that_does_not_hold_is_begun_again_only_after_it_was_ended() -> None:
+    """Work that level 1 makes just fast enough: the level goes up and down slowly, and never further up."""
+    gauge, behind_ms, levels = Gauge(), 0.0, list[int]()
+    for tenth in range(3000):
+        behind_ms = max(0.0, behind_ms + (20 if gauge.level == 0 else -20))  # a fifth slower, or faster, than real time
+        levels.append(gauge.update(behind_ms, tenth / 10))
+    changes = sum(one != other for one, other in zip(levels, levels[1:], strict=False))
+    assert set(levels) == {0, 1} and changes <= 2 * 300 / 12.5 + 2, "a cycle takes 5 s up, 2.5 s down and 5 s of calm"
 
 
 def test_each_level_costs_less_and_says_the_same_at_last() -> None:
