@@ -14,7 +14,7 @@ import numpy as np
 
 from ..stream import ConfigError, open_source, paced, parse_options
 from .microphone import Microphone
-from .remote import Remote
+from .remote import Remote, Restart
 from .render import Form, make_renderer
 
 
@@ -77,6 +77,7 @@ async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
         targets=wanted.targets,
         block_ms=wanted.block_ms,
         key=wanted.key,
+        restarted=_tell_restart,
     )
     if wanted.key and remote.is_in_the_clear:
         sys.stderr.write(f"the key crosses the network in the clear to {remote.url}; expected wss:// or https://\n")
@@ -97,6 +98,11 @@ async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
             renderer.close()
+
+
+def _tell_restart(restart: Restart) -> None:
+    lost = f"; {restart.lost_ms / 1000:.1f} s before that are lost" if restart.lost_ms else ""
+    sys.stderr.write(f"the server has lost this session; another one goes on from {restart.at_ms / 1000:.1f} s{lost}\n")
 
 
 async def _send(remote: Remote, feed: _Feed) -> None:

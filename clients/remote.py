@@ -1,4 +1,5 @@
-"""A stream through a server, for programs: audio in, events out. Survives lost connections without losing or repeating a word.
+"""A stream through a server, for programs: audio in, events out. Survives lost connections without losing or repeating a word, and a
+server that was killed: the next one hears again what was not yet told to the end.
 
 async with Remote("localhost:8000", sample_rate=16_000) as remote:
     ...                                  # await remote.send(pcm) from another task, await remote.finish() at the end
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -20,11 +22,23 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from ..stream import AudioFormatError, ConfigError, DragomanError, Ended, Event, OverloadedError, ProtocolError, TaskError
 from ..stream.protocol import Failure, Finish, Gap, Progress, Ready, Resume, ServerMessage, Start, WireError, read_server, write
+from .retelling import Retelling
 
 _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4}
 _UNCONFIRMED_S = 60  # audio that is kept for a lost connection; a sender waits when more is on its way
+_KEPT_S = 120  # the same and what was not yet told to the end, for a server that is lost
+_FRUITLESS = 3  # servers in a row that were lost before they told anything: it may be this audio that kills them
 _MESSAGE_MS = 250
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """The server no longer knew the session: it was killed, or had waited too long. Another session hears the stream from ``at_ms`` on.
+    ``lost_ms`` of audio before that were no longer kept here; a Dropped event tells where."""
+
+    at_ms: int
+    lost_ms: int = 0
 
 
 class Remote:
@@ -50,9 +64,10 @@ class Remote:
         key: str | None = None,
         # Parts that may be given
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        restarted: Callable[[Restart], None] = lambda _: None,
     ) -> None:
         """``url``: of the server, e.g. "localhost:8000". ``key``: of a server that asks for one. ``pause``: waits so many seconds before
-        another try to connect.
+        another try to connect. ``restarted``: is told when the server has lost the session.
 
         Raises ConfigError for a URL that is none or a value out of range, AudioFormatError for an encoding that no server takes.
         """
@@ -77,10 +92,13 @@ class Remote:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._pause = pause
-        self._outbox = Outbox(_SAMPLE_BYTES[encoding] * channels, sample_rate * _MESSAGE_MS // 1000)
+        self._pause, self._restarted = pause, restarted
+        self._restarts: list[Restart] = []
+        self._outbox = Outbox(_SAMPLE_BYTES[encoding] * channels, sample_rate * _MESSAGE_MS // 1000, sample_rate * _KEPT_S)
         self._most_samples = sample_rate * _UNCONFIRMED_S
+        self._retelling = Retelling(formatted=style is not None)
         self._seq = 0
+        self._first_sample = 0  # of the stream, that the present session has heard
         self._finished = False
         self._error: Exception | None = None
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue(maxsize=1000)
@@ -150,7 +168,7 @@ class Remote:
     # The connection
 
     async def _run(self, socket: ClientConnection) -> None:
-        """Talk; come back after every loss for as long as the server keeps the session."""
+        """Talk; come back after every loss, for as long as a server that is there keeps sessions."""
         try:
             while not await self._talk(socket):
                 socket = await self._reopen()
@@ -176,17 +194,26 @@ class Remote:
 
     async def _heard(self, message: ServerMessage | tuple[int, Event]) -> bool:
         if isinstance(message, tuple):
-            seq, event = message
-            self._seq = seq
-            await self._events.put(event)
+            self._seq, event = message
+            for told in self._retelling.tell(event):
+                await self._events.put(told)
+            self._forget()
             return isinstance(event, Ended)
         if isinstance(message, Progress):
-            self.progress = message
-            self._outbox.confirm(message.received_samples)
+            self.progress = self._retelling.progressed(message, complete=message.seq == self._seq)
+            self._outbox.confirm(self._first_sample + message.received_samples)
+            self._forget()
             self._room.set()
         elif isinstance(message, Failure):
             raise error_of(message)
         return False
+
+    def _forget(self) -> None:
+        """What was told to the end is not needed again, whatever happens to the server."""
+        self._outbox.forget(self._sample(self._retelling.resume_ms))
+
+    def _sample(self, at_ms: int) -> int:
+        return at_ms * self._start.sample_rate // 1000
 
     async def _send_all(self, socket: ClientConnection) -> None:
         with contextlib.suppress(ConnectionClosed):  # the receiving side notices, too
@@ -224,41 +251,67 @@ class Remote:
         except BaseException:
             await socket.close()
             raise
-        self.ready = answer
-        self._outbox.confirm(answer.received_samples)
-        self._outbox.go_back(answer.received_samples)
+        self.ready, self._retelling.targets = answer, answer.targets
+        self._outbox.go_back(self._first_sample + answer.received_samples)
         return socket
 
     async def _reopen(self) -> ClientConnection:
-        """Resume, with longer and longer pauses, for as long as the server keeps the session."""
+        """Resume, or begin anew with a server that does not know the session; with longer and longer pauses, for as long as sessions
+        are kept."""
         assert self.ready is not None, "there was a connection"
-        resume = Resume(session=self.ready.session, after_seq=self._seq)
-        waited_s, pause_s = 0.0, _FIRST_PAUSE_S
+        waited_s, pause_s, kept_s = 0.0, _FIRST_PAUSE_S, self.ready.limits.resume_s
+        first: Start | Resume = Resume(session=self.ready.session, after_seq=self._seq)
         while True:
+            wait_s = pause_s
             try:
-                return await self._open(resume)
-            except (WireError, OverloadedError, TaskError, AudioFormatError):
-                raise  # the server answered
-            except ProtocolError:
-                if waited_s >= self.ready.limits.resume_s:
+                return await self._open(first)
+            except (OverloadedError, ProtocolError) as error:
+                code = error.code if isinstance(error, WireError) else None
+                if code == "unknown_session" and isinstance(first, Resume):
+                    await self._begin_anew(error)
+                    first = self._start
+                    continue
+                if waited_s >= kept_s or code not in (None, "draining"):
                     raise
-            await self._pause(pause_s)
-            waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)
+                wait_s = max(pause_s, getattr(error, "retry_after_s", None) or 0.0)  # many may come back at the same moment
+            await self._pause(wait_s)
+            waited_s, pause_s = waited_s + wait_s, min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _begin_anew(self, why: Exception) -> None:
+        """Go back to where everything was told to the end. Raises ``why`` if that has helped too often already."""
+        wanted_ms, rate = self._retelling.resume_ms, self._start.sample_rate
+        self._first_sample = max(self._sample(wanted_ms), self._outbox.first)
+        at_ms = max(wanted_ms, -(-self._first_sample * 1000 // rate))
+        if [restart.at_ms for restart in self._restarts[-_FRUITLESS:]] == [at_ms] * _FRUITLESS:
+            raise why
+        restart = Restart(at_ms, at_ms - wanted_ms)
+        self._restarts.append(restart)
+        self._seq = 0
+        for told in self._retelling.restart(at_ms):
+            await self._events.put(told)
+        self._outbox.start_over(self._first_sample)
+        self._restarted(restart)
 
 
 class Outbox:
     """Audio by sample number: what is to be sent, and what was sent and may be wanted again. Pure."""
 
-    def __init__(self, step_bytes: int, message_samples: int) -> None:
-        """``step_bytes``: of one sample of all channels. ``message_samples``: a message holds no more, so that a loss costs little."""
-        self._step_bytes, self._message_samples = step_bytes, message_samples
+    def __init__(self, step_bytes: int, message_samples: int, keep_samples: int) -> None:
+        """``step_bytes``: of one sample of all channels. ``message_samples``: a message holds no more, so that a loss costs little.
+        ``keep_samples``: what was received is forgotten when more than so many are kept."""
+        self._step_bytes, self._message_samples, self._keep_samples = step_bytes, message_samples, keep_samples
         self._pieces: deque[tuple[int, bytes | int]] = deque()  # (number of the first sample, audio or how many were lost)
-        self._end = self._next = 0
+        self._end = self._next = self._confirmed = 0
 
     @property
     def waiting_samples(self) -> int:
-        """Added and not yet confirmed."""
-        return self._end - self._pieces[0][0] if self._pieces else 0
+        """Added and not yet received."""
+        return self._end - self._confirmed
+
+    @property
+    def first(self) -> int:
+        """Number of the first sample that is kept."""
+        return self._pieces[0][0] if self._pieces else self._end
 
     def add(self, pcm: bytes) -> None:
         """Raises AudioFormatError unless these are whole samples."""
@@ -275,13 +328,26 @@ class Outbox:
         self._end += samples
 
     def confirm(self, received_samples: int) -> None:
-        """Everything before this number is safe."""
-        while self._pieces and self._pieces[0][0] + self._length(self._pieces[0][1]) <= received_samples:
-            self._pieces.popleft()
+        """The server has everything before this number."""
+        self._confirmed = max(self._confirmed, received_samples)
+        self._drop(min(self._confirmed, self._end - self._keep_samples))
+
+    def forget(self, before: int) -> None:
+        """Nothing before this number is wanted again."""
+        self._drop(min(before, self._confirmed))
 
     def go_back(self, received_samples: int) -> None:
-        """The next piece to be sent begins with this sample."""
+        """After a lost connection: the next piece to be sent begins with this sample."""
         self._next = received_samples
+        self.confirm(received_samples)
+
+    def start_over(self, first: int) -> None:
+        """After a lost server: nothing from this sample on was received."""
+        self._next = self._confirmed = first
+
+    def _drop(self, before: int) -> None:
+        while self._pieces and self._pieces[0][0] + self._length(self._pieces[0][1]) <= before:
+            self._pieces.popleft()
 
     def take(self) -> bytes | int | None:
         """The next audio to send, or how many samples of a gap; None: nothing is left."""

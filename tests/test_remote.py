@@ -105,23 +105,6 @@ async def _read(remote: Remote) -> list[Event]:
     return [event async for event in remote]
 
 
-def test_a_server_that_was_started_anew_does_not_know_the_session() -> None:
-    async def test() -> None:
-        engine = make_engine()
-        async with serving(engine) as live:
-            async with Remote(live.ws, pause=no_pause) as remote:
-                await remote.send(pcm(speech("the quick")))
-                live.engine.streams.clear()
-                for connection in list(live.server.server_state.connections):
-                    connection.transport.abort()  # type: ignore[union-attr]
-                with pytest.raises(ProtocolError, match="no session"):
-                    await _read(remote)
-                with pytest.raises(ProtocolError, match="no session"):
-                    await remote.send(bytes(2))
-
-    run(test())
-
-
 def test_a_server_that_stays_away_is_given_up_after_its_own_time() -> None:
     waited: list[float] = []
 
@@ -214,7 +197,7 @@ def test_a_gap_is_sent_in_its_place() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=12), st.lists(st.integers(0, 100), max_size=6))
 def test_an_outbox_sends_again_what_was_not_received(parts: list[tuple[bool, int]], losses: list[int]) -> None:
     """Whatever is lost: the receiver gets every sample once and in order."""
-    outbox, received, total = Outbox(2, 16), bytearray(), 0
+    outbox, received, total = Outbox(2, 16, 10**6), bytearray(), 0
     for is_gap, count in parts:
         if is_gap:
             outbox.skip(count)
@@ -228,7 +211,6 @@ def test_an_outbox_sends_again_what_was_not_received(parts: list[tuple[bool, int
             sent += piece if isinstance(piece, bytes) else b"\xff\xff" * piece
         received += sent[: 2 * keep]  # the rest was on its way when the connection was lost
         outbox.go_back(len(received) // 2)
-        outbox.confirm(len(received) // 2)
     expected, at = bytearray(), 0
     for is_gap, count in parts:
         expected += b"\xff\xff" * count if is_gap else b"".join(int.to_bytes(at + n, 2, "little") for n in range(count))
