@@ -22,7 +22,7 @@ from dragoman.model.training.package import config_of  # noqa: E402
 from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
 from dragoman.model.training.store import StoreWriter, build_from_folder  # noqa: E402
-from dragoman.model.training.student import Depths, LossWeights, Student  # noqa: E402
+from dragoman.model.training.student import Depths, LossWeights, Student, plain_attention  # noqa: E402
 from dragoman.model.training.teachers import WIDTH  # noqa: E402
 from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
 
@@ -245,6 +245,20 @@ def test_orthogonalise_gives_singular_values_near_one(monkeypatch: pytest.Monkey
     found = orthogonalise(g).float()
     assert torch.linalg.svdvals(found)[:, :-1].min() > 0.5 and torch.linalg.svdvals(found).max() < 1.3
     assert ((found * (u @ v)).sum() / found.norm() / (u @ v).norm()) > 0.95
+
+
+@pytest.mark.parametrize("length", [32, 30])
+def test_attention_in_blocks_is_causal_attention(length: int):
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, length, heads, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
+    mask = torch.full((length, length), -1e4).triu(1)
+    found = plain_attention(q, k, v, mask)
+    reference = torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=1.0, enable_gqa=True
+    ).transpose(1, 2)
+    assert torch.allclose(found, reference, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), (q, k, v), retain_graph=True) for out in (found, reference))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_loss_is_finite_and_every_weight_gets_a_gradient(tmp_path: Path, tokenizer: tokenizers.Tokenizer):

@@ -23,6 +23,7 @@ from .precision import autocast, compute_dtype
 from .teachers import WIDTH
 
 MEL_BANDS, MEL_PER_FRAME = 80, 4
+ATTENTION_BLOCKS = 4
 LAYER_KINDS = {"S": "sliding_attention", "F": "full_attention"}
 
 
@@ -178,13 +179,22 @@ def _run_layer(layer: nn.Module, x: Tensor, rotary: Rotary, mask: Tensor) -> Ten
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention spelt out: at T ≤ 512 on a CPU its backward is twice as fast as the fused kernel's. q [B, T, H, D]; mask [T, T]."""
+    """Causal softmax attention spelt out, in blocks of queries, each with the keys that it may see. q [B, T, H, D]; mask [T, T].
+
+    At T ≤ 512 on a CPU forward and backward take half the time of the whole square at once, and less than the fused kernel's.
+    """
     b, t, h, d = q.shape
     kv = k.shape[2]
-    q, k, v = q.transpose(1, 2).reshape(b, kv, h // kv * t, d), k.transpose(1, 2), v.transpose(1, 2)
-    scores = (q @ k.transpose(2, 3)).view(b, kv, h // kv, t, t) + mask
-    weights = scores.float().softmax(-1).to(q.dtype).view(b, kv, h // kv * t, t)
-    return (weights @ v).view(b, h, t, d).transpose(1, 2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    blocks = ATTENTION_BLOCKS if t % ATTENTION_BLOCKS == 0 else 1
+    seen: list[Tensor] = []
+    for end in range(t // blocks, t + 1, t // blocks):
+        rows = slice(end - t // blocks, end)
+        queries = q[:, :, rows].reshape(b, kv, -1, d)
+        scores = (queries @ k[:, :, :end].mT).view(b, kv, h // kv, -1, end) + mask[rows, :end]
+        weights = scores.float().softmax(-1).to(q.dtype).view(b, kv, -1, end)
+        seen.append((weights @ v[:, :, :end]).view(b, h, -1, d))
+    return torch.cat(seen, 2).transpose(1, 2)
 
 
 def initialise(backbone: Backbone, projector: AudioProjector) -> None:
