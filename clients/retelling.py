@@ -29,6 +29,7 @@ from ..stream.protocol import Progress
 
 _TIMES = ("at_ms", "start_ms", "end_ms", "audio_ms")
 _FORMATTED = "formatted"
+_LEAD_IN_MS = 400
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class Retelling:
         self._clocks = Clocks(0, 0, 0)  # told last
         self._open: _Segment | None = None
         self._next = 0  # number of the next segment
+        self._ended_ms = 0  # where the last segment that was told to the end ends
         self._last_ms = 0  # where the last word that was told ends
         self._dropped_ms = 0  # where the last gap that was told ends
         # Since a restart
@@ -66,7 +68,10 @@ class Retelling:
     @property
     def resume_ms(self) -> int:
         """Everything before this moment was told, and told to the end."""
-        return self._clocks.committed_ms if self._open is None else self._open.at_ms
+        if self._open is None:
+            return self._clocks.committed_ms
+        # A segment is heard better with a little of the silence before it.
+        return max(min(self._ended_ms, self._open.at_ms), self._open.at_ms - _LEAD_IN_MS)
 
     def restart(self, at_ms: int) -> list[Event]:
         """A new session hears the stream from ``at_ms`` on. What is told at once: audio that nobody has any more, if that is later than
@@ -123,7 +128,7 @@ class Retelling:
         elif isinstance(event, Formatted):
             segment.waits_for.discard(_FORMATTED)
         if segment is self._open and segment.final and not segment.waits_for:
-            self._open, self._again = None, False
+            self._open, self._again, self._ended_ms = None, False, segment.ended_ms or 0
 
     # After a restart
 
