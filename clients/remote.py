@@ -300,7 +300,9 @@ class Outbox:
         """``step_bytes``: of one sample of all channels. ``message_samples``: a message holds no more, so that a loss costs little.
         ``keep_samples``: what was received is forgotten when more than so many are kept."""
         self._step_bytes, self._message_samples, self._keep_samples = step_bytes, message_samples, keep_samples
-        self._pieces: deque[tuple[int, bytes | int]] = deque()  # (number of the first sample, audio or how many were lost)
+        # (number of the first sample, audio or how many were lost)
+        self._sent: deque[tuple[int, bytes | int]] = deque()
+        self._unsent: deque[tuple[int, bytes | int]] = deque()
         self._end = self._next = self._confirmed = 0
 
     @property
@@ -311,7 +313,8 @@ class Outbox:
     @property
     def first(self) -> int:
         """Number of the first sample that is kept."""
-        return self._pieces[0][0] if self._pieces else self._end
+        kept = self._sent or self._unsent
+        return kept[0][0] if kept else self._end
 
     def add(self, pcm: bytes) -> None:
         """Raises AudioFormatError unless these are whole samples."""
@@ -320,11 +323,11 @@ class Outbox:
         size = self._message_samples * self._step_bytes
         for start in range(0, len(pcm), size):
             part = pcm[start : start + size]
-            self._pieces.append((self._end, part))
+            self._unsent.append((self._end, part))
             self._end += len(part) // self._step_bytes
 
     def skip(self, samples: int) -> None:
-        self._pieces.append((self._end, samples))
+        self._unsent.append((self._end, samples))
         self._end += samples
 
     def confirm(self, received_samples: int) -> None:
@@ -339,28 +342,32 @@ class Outbox:
     def go_back(self, received_samples: int) -> None:
         """After a lost connection: the next piece to be sent begins with this sample."""
         self._next = received_samples
+        while self._sent and self._end_of(self._sent[-1]) > received_samples:
+            self._unsent.appendleft(self._sent.pop())
         self.confirm(received_samples)
 
     def start_over(self, first: int) -> None:
         """After a lost server: nothing from this sample on was received."""
-        self._next = self._confirmed = first
+        self.go_back(first)
+        self._confirmed = first
 
     def _drop(self, before: int) -> None:
-        while self._pieces and self._pieces[0][0] + self._length(self._pieces[0][1]) <= before:
-            self._pieces.popleft()
+        while self._sent and self._end_of(self._sent[0]) <= before:
+            self._sent.popleft()
 
     def take(self) -> bytes | int | None:
         """The next audio to send, or how many samples of a gap; None: nothing is left."""
-        for first, piece in self._pieces:
-            skipped = self._next - first
-            length = self._length(piece)
-            if skipped < length:
-                self._next = first + length
-                return piece[skipped * self._step_bytes :] if isinstance(piece, bytes) else piece - skipped
-        return None
+        if not self._unsent:
+            return None
+        first, piece = self._unsent.popleft()
+        self._sent.append((first, piece))
+        skipped = max(0, self._next - first)  # of a piece that was received in part
+        self._next = self._end_of((first, piece))
+        return piece[skipped * self._step_bytes :] if isinstance(piece, bytes) else piece - skipped
 
-    def _length(self, piece: bytes | int) -> int:
-        return len(piece) // self._step_bytes if isinstance(piece, bytes) else piece
+    def _end_of(self, piece: tuple[int, bytes | int]) -> int:
+        first, content = piece
+        return first + (len(content) // self._step_bytes if isinstance(content, bytes) else content)
 
 
 def socket_url(url: str) -> str:
