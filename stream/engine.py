@@ -39,6 +39,7 @@ _WARM_UP_S = 2
 _RETRY_S = 5.0
 _LAST_NOTICE_S = 30.0  # so long before its time is up a session is told
 _MOST_WORKERS = 8  # between two forwards they need Python, of which there is one
+_MEASURE_S = 0.05  # at least, between two looks at how far all streams are behind
 _BACKGROUND_TURNS = 4  # behind schedule, streams that nobody watches take part in one turn of so many
 
 
@@ -77,8 +78,10 @@ class Engine:
         self._wake = asyncio.Event()
         self._opening: list[Visitor] = []  # whose places are taken, while their sessions are made
         self._turns = 0
+        self._waiting: dict[Stream, None] = {}  # perhaps with something to do, who waits longest first
         self._at_work: set[Stream] = set()  # a worker's during its turn
         self._idle_workers = 0
+        self._measured_s = float("-inf")
         self._pumps: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Engine:
@@ -132,7 +135,7 @@ class Engine:
             encoding,
             queue_ms=self.options.server.queue_ms,
             background=background,
-            wake=self._wake.set,
+            wake=lambda: self._nudge(stream),
             visitor=visitor,
             opened_s=self.clock(),
         )
@@ -185,6 +188,7 @@ class Engine:
 
     def discard(self, stream: Stream) -> None:
         """Forget a stream, whatever it is at."""
+        self._waiting.pop(stream, None)
         if self.streams.pop(stream.id, None) is not None:
             add_stats(self._past, stream.session.stats)
         stream.fail(WireError("unknown_session", "the session is over"))
@@ -256,7 +260,8 @@ class Engine:
     async def _run(self) -> None:
         while True:
             while await self._turn():
-                self._measure()
+                if self.clock() - self._measured_s >= _MEASURE_S:
+                    self._measure()
             # Nothing was ready, and no other task has run since: what comes from now on sets the event again.
             self._wake.clear()
             self._idle_workers += 1
@@ -270,6 +275,8 @@ class Engine:
         streams = self._next_turn()
         if not streams:
             return False
+        for stream in streams:
+            del self._waiting[stream]
         self._at_work.update(streams)
         try:
             lanes = [stream.lane for stream in streams]
@@ -278,24 +285,39 @@ class Engine:
             self._at_work.difference_update(streams)
         for stream in streams:
             stream.after_turn()
+            self._nudge(stream)
         return True
 
     def _next_turn(self) -> list[Stream]:
         """What this worker takes: of all streams that are ready its share, if other workers are idle, who are woken for the rest."""
         self._turns += 1
         held_back = self.gauge.level > 0 and self._turns % _BACKGROUND_TURNS > 0
-        ready = [stream for stream in self.active if not stream.background and self._is_ready(stream)]
+        ready = self._ready(background=False)
         if not (held_back and (ready or any(not stream.background for stream in self._at_work))):
-            ready += [stream for stream in self.active if stream.background and self._is_ready(stream)]
+            ready += self._ready(background=True)
         share = math.ceil(len(ready) / (1 + self._idle_workers))
         if share < len(ready):
             self._wake.set()
         return ready[:share]
 
-    def _is_ready(self, stream: Stream) -> bool:
-        return stream not in self._at_work and stream.prepare()
+    def _ready(self, *, background: bool) -> list[Stream]:
+        """Looks only at streams that wait: with many of them, a look at all would cost more with each than its share of the model."""
+        ready: list[Stream] = []
+        for stream in [stream for stream in self._waiting if stream.background == background and stream not in self._at_work]:
+            if not stream.over and stream.prepare():
+                ready.append(stream)
+            else:
+                del self._waiting[stream]
+        return ready
+
+    def _nudge(self, stream: Stream) -> None:
+        """There may be something to do for this stream."""
+        if not stream.over:
+            self._waiting[stream] = None
+            self._wake.set()
 
     def _measure(self) -> None:
+        self._measured_s = self.clock()
         before, level = self.gauge.level, self.gauge.update(self.behind_ms(), self.clock())
         if level == before:
             return

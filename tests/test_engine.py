@@ -222,7 +222,7 @@ def test_behind_schedule_it_saves_and_at_last_refuses() -> None:
             assert caught.value.retry_after_s >= 5
             for stream in (watched, file):
                 del stream.prepare
-            engine._wake.set()  # pyright: ignore[reportPrivateUsage]
+                engine._nudge(stream)  # pyright: ignore[reportPrivateUsage]
             await settle()
             for _ in range(60):
                 clock.now_s += 1.0
@@ -248,7 +248,7 @@ def test_a_short_queue_reaches_every_level_too() -> None:
                 engine.tick()
             stuck = engine.gauge.level
             del stream.prepare
-            engine._wake.set()  # pyright: ignore[reportPrivateUsage]
+            engine._nudge(stream)  # pyright: ignore[reportPrivateUsage]
             await pushing
             stream.finish()
             texts = finals(await follow(stream))
@@ -587,8 +587,27 @@ def test_behind_schedule_an_idle_worker_leaves_the_core_to_live_streams() -> Non
         engine = make_engine(workers=2, gauge=Gauge())
         watched, file = await engine.open(), await engine.open(background=True)
         file.inbox.put(bytes(3200))
+        engine._nudge(file)  # pyright: ignore[reportPrivateUsage]
         engine.gauge.level = 1
         engine._at_work.add(watched)  # pyright: ignore[reportPrivateUsage]
         return [file in engine._next_turn() for _ in range(8)]  # pyright: ignore[reportPrivateUsage]
 
     assert run(test()) == [False, False, False, True] * 2
+
+
+def test_who_waits_longest_is_next_and_only_who_waits_is_looked_at() -> None:
+    async def test() -> tuple[list[int], list[int]]:
+        engine = make_engine(workers=1, max_sessions=20)
+        streams = [await engine.open() for _ in range(10)]
+        looked: list[int] = []
+        for number, stream in enumerate(streams):
+            stream.prepare = lambda number=number: looked.append(number) or number % 2 == 0  # type: ignore[method-assign]
+        for number in (4, 3, 2):
+            engine._nudge(streams[number])  # pyright: ignore[reportPrivateUsage]
+        taken = [streams.index(stream) for stream in engine._next_turn()]  # pyright: ignore[reportPrivateUsage]
+        engine._next_turn()  # pyright: ignore[reportPrivateUsage]
+        return taken, looked
+
+    taken, looked = run(test())
+    assert taken == [4, 2]
+    assert looked == [4, 3, 2, 4, 2], "3 had nothing to do, and is forgotten until it is woken"
