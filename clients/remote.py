@@ -357,13 +357,15 @@ class Outbox:
 
     def take(self) -> bytes | int | None:
         """The next audio to send, or how many samples of a gap; None: nothing is left."""
-        if not self._unsent:
-            return None
-        first, piece = self._unsent.popleft()
-        self._sent.append((first, piece))
-        skipped = max(0, self._next - first)  # of a piece that was received in part
-        self._next = self._end_of((first, piece))
-        return piece[skipped * self._step_bytes :] if isinstance(piece, bytes) else piece - skipped
+        while self._unsent:
+            first, piece = self._unsent.popleft()
+            self._sent.append((first, piece))
+            end = self._end_of((first, piece))
+            if end > self._next:  # else it was received, and an empty message would end the stream
+                skipped = max(0, self._next - first)  # of a piece that was received in part
+                self._next = end
+                return piece[skipped * self._step_bytes :] if isinstance(piece, bytes) else piece - skipped
+        return None
 
     def _end_of(self, piece: tuple[int, bytes | int]) -> int:
         first, content = piece

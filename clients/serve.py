@@ -20,6 +20,8 @@ _RECORDED = {"text": "the text of all sessions", "audio": "the audio of all sess
 def run_server(load: Callable[[], Loaded], options: Options) -> int:
     """Serve until SIGTERM or Ctrl-C, then drain. Returns 0. Raises ConfigError for a port in use, before the model is loaded."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    for name in ("uvicorn.error", "python_multipart"):  # what clients do wrong is told to them, and must not fill the log
+        logging.getLogger(name).setLevel(logging.ERROR)
     taken = listen_on(options)
     try:
         host, port = taken.getsockname()[:2]

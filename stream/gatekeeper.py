@@ -96,7 +96,7 @@ class Gatekeeper:
         origin = headers.get("origin")
         if origin is None or origin.lower().rstrip("/") in self._origins:
             return None
-        if urlsplit(origin).netloc.lower() != host.lower():
+        if not _is_of(origin, host):
             return f"origin {origin[:80]!r} is not {host!r}; start the server with --allow-origin to let other pages use it"
         return None
 
@@ -112,3 +112,10 @@ class Gatekeeper:
         except ValueError:
             return False
         return True
+
+
+def _is_of(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # a bracket that is not closed
+        return False

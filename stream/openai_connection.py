@@ -141,4 +141,5 @@ def error_event(told: Failure, error: Exception | None = None, event_id: object 
 
 def text_of(event: ServerEvent) -> str:
     """An event as a message, with a number of its own."""
-    return json.dumps({"type": event["type"], "event_id": f"event_{uuid.uuid4().hex[:24]}", **event}, ensure_ascii=False)
+    text = json.dumps({"type": event["type"], "event_id": f"event_{uuid.uuid4().hex[:24]}", **event}, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()  # what a client sent may be quoted, and may be no text

@@ -244,13 +244,13 @@ def read_server(text: str) -> ServerMessage | tuple[int, Event]:
     """Text of one frame → message, or an event with its number. Raises WireError."""
     raw = mapping_of(text)
     kind = raw.get("type")
-    if kind not in _EVENTS:
+    if not isinstance(kind, str) or kind not in _EVENTS:
         return _read(_SERVER, raw)
     seq = raw.pop("seq", None)
     if not isinstance(seq, int):
         raise WireError("bad_message", f"an event with seq {seq!r}, expected a number")
     raw.pop("type")
-    return seq, _read(_EVENTS[str(kind)], raw)
+    return seq, _read(_EVENTS[kind], raw)
 
 
 def write(message: ClientMessage | ServerMessage) -> str:

@@ -79,10 +79,38 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
         if self.writable.is_set():
             self.transport.write(b"".join(output))
 
+    async def send(self, message: Any) -> None:
+        """uvicorn takes an answer in place of a socket (401, 403, 503) for an app that forgot to answer, and writes that into the log."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
+
+    def handle_parser_exception(self) -> None:
+        """Broken frames: what the app sends from now on goes to a client that has left, and is no fault of the app."""
+        super().handle_parser_exception()
+        self.disconnected = True
+
+    def send_receive_event_to_app(self) -> None:
+        """uvicorn writes a traceback into the log for every text that is none: a client must not fill it."""
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(b"".join(self.frames)):
+            self.frames = []
+            self.conn.send_close(1007)
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
+
     def handle_cont(self, event: Any) -> None:
         super().handle_cont(event)
         if len(self.frames) >= _MOST_PIECES:  # most may be empty: their number is not limited by the size of a message
             self.frames = [b"".join(self.frames)]
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class Sweeper:

@@ -49,6 +49,7 @@ def ask(host: str | None, origin: str | None = None, kind: str = "http", **allow
         ("localhost:8000", "https://evil.example", 403),
         ("localhost:8000", "http://localhost:9000", 403),
         ("localhost:8000", "null", 403),
+        ("localhost:8000", "http://[", 403),
         ("localhost:8000", "", 403),
     ],
 )
