@@ -123,7 +123,7 @@ class ModelConfig:
     special: SpecialIds = field(default_factory=SpecialIds)
     prompt_format: str = "gemma4"  # "gemma4": turns and instructions; "tokens": one task token (the small default)
     longest_segment_s: float = 12.0  # beyond it a segment is ended and a new trunk begins
-    hearing_delay_ms: int = 0  # how long after a sound the model was taught to know it; word times are earlier by this much
+    hearing_delay_ms: int = 0  # how long after a sound the model writes what it was; word times are earlier by this much
 
 
 def read_model_config(folder: Path) -> ModelConfig:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from itertools import pairwise
 from statistics import fmean
 
-from ..model.decoder import common_prefix
 from ..model.tokenizer import TextStream, Tokenizer
 from .events import Word
 from .glossary import Spelling
@@ -88,20 +88,48 @@ class Transcript:
         return self._tokenizer.decode(ids)
 
     def _replace(self, ids: Sequence[int], logprobs: Sequence[float], heard_ms: int) -> None:
-        kept = common_prefix(self.unstable_ids, ids)
-        del self._unstable[kept:]
-        last_ms = self._unstable[-1].end_ms if self._unstable else self.committed_ms
-        end_ms = max(heard_ms, last_ms)
-        weights = [max(1, len(self._tokenizer.decode([token]))) for token in ids[kept:]]
-        # New words were said in the audio that is new; where that leaves no room for them, in what no earlier word has taken.
-        start_ms = max(last_ms, min(self._heard_ms, end_ms - _SHORTEST_TOKEN_MS * len(weights)))
-        total, before = sum(weights), 0
-        for token, logprob, weight in zip(ids[kept:], logprobs[kept:], weights, strict=True):
-            begin = start_ms + (end_ms - start_ms) * before // total
-            before += weight
-            self._unstable.append(_Token(int(token), logprob, begin, start_ms + (end_ms - start_ms) * before // total))
+        times = self._times(ids, heard_ms)
+        self._unstable = [_Token(int(token), logprob, *time) for token, logprob, time in zip(ids, logprobs, times, strict=True)]
         self._heard_ms = max(self._heard_ms, heard_ms)
         self.tail = self._tail_text()
+
+    def _times(self, ids: Sequence[int], heard_ms: int) -> list[tuple[int, int]]:
+        """When each token was said. One that was there before keeps its time, and what stands in place of others has theirs: a word that
+        is heard better later on was not said later. The rest was said in the audio that is new."""
+        kept, replaced = self._kept(ids)
+        times, free_ms = list[tuple[int, int]](), self.committed_ms
+        for place in (*sorted(kept), len(ids)):
+            new = ids[len(times) : place]
+            if place < len(ids):
+                start_ms, end_ms = free_ms, kept[place].start_ms
+            else:
+                start_ms, end_ms = free_ms, max(heard_ms, free_ms)
+                if not replaced:  # where the new audio leaves no room, in what no earlier word has taken
+                    start_ms = max(free_ms, min(self._heard_ms, end_ms - _SHORTEST_TOKEN_MS * len(new)))
+            times += self._shared(new, start_ms, end_ms)
+            if place < len(ids):
+                times.append((kept[place].start_ms, kept[place].end_ms))
+                free_ms = kept[place].end_ms
+        return times
+
+    def _kept(self, ids: Sequence[int]) -> tuple[dict[int, _Token], bool]:
+        """Unstable tokens that are said again, by their place in ``ids``, and whether others behind the last of them are gone."""
+        kept, free_ms, next_place, next_old = dict[int, _Token](), self.committed_ms, 0, 0
+        for old, place, size in SequenceMatcher(None, self.unstable_ids, list(ids), autojunk=False).get_matching_blocks():
+            for offset in range(size):
+                token = self._unstable[old + offset]
+                if token.start_ms - free_ms >= _SHORTEST_TOKEN_MS * (place + offset - next_place):  # room for those between
+                    kept[place + offset] = token
+                    free_ms, next_place, next_old = token.end_ms, place + offset + 1, old + offset + 1
+        return kept, next_old < len(self._unstable)
+
+    def _shared(self, ids: Sequence[int], start_ms: int, end_ms: int) -> Iterator[tuple[int, int]]:
+        """The time from one moment to another, shared out by the length of what is said."""
+        weights = [max(1, len(self._tokenizer.decode([token]))) for token in ids]
+        total, before = sum(weights), 0
+        for weight in weights:
+            begin, before = start_ms + (end_ms - start_ms) * before // total, before + weight
+            yield begin, start_ms + (end_ms - start_ms) * before // total
 
     def _commit(self, count: int) -> int:
         first = len(self.words)

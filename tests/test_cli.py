@@ -146,6 +146,8 @@ train: {{steps: 2, warmup_steps: 1, mel_steps: 0, hearing_steps: 0, log_every: 1
     from dragoman.model.training.package import main as package
 
     package([str(tmp_path / "run"), str(tmp_path / "tuned")])
-    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["dragoman"]["hearing_delay_ms"] == 240, "6 frames of delay"
+    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["dragoman"]["hearing_delay_ms"] == 240 + 160, (
+        "6 frames of delay, and what measuring adds"
+    )
     assert main(["transcribe", str(clips / "market.flac"), "--model", str(tmp_path / "tuned"), "--json", "--threads", "1"]) == 0
     assert '"final"' in capsys.readouterr().out

@@ -95,6 +95,46 @@ def test_words_share_the_audio_that_brought_them(tokenizer: Tokenizer) -> None:
     assert spans[0][2] == spans[1][1] and spans[2][2] == spans[3][1]
 
 
+def spans(transcript: Transcript) -> dict[str, tuple[int, int]]:
+    transcript.flush()
+    return {word.text.strip(): (word.start_ms, word.end_ms) for word in transcript.words}
+
+
+def test_a_word_that_is_heard_better_later_on_was_not_said_later(tokenizer: Tokenizer) -> None:
+    transcript = Transcript(tokenizer, 0)
+    update(transcript, "the quick brown", heard_ms=1000)
+    before = spans(transcript_of("the quick brown", 1000))
+    update(transcript, "the lazy brown fox", heard_ms=1600)
+    after = spans(transcript)
+    assert after["lazy"] == before["quick"], "in place of the other"
+    assert (after["the"], after["brown"]) == (before["the"], before["brown"]), "as it was"
+    assert after["fox"] == (1000, 1600), "in the audio that is new"
+
+
+def test_what_is_new_behind_a_word_that_has_changed_shares_the_time_of_both(tokenizer: Tokenizer) -> None:
+    transcript = Transcript(tokenizer, 0)
+    update(transcript, "the quick brown", heard_ms=1000)
+    brown = spans(transcript_of("the quick brown", 1000))["brown"]
+    update(transcript, "the quick fox why", heard_ms=1600)
+    after = spans(transcript)
+    assert after["fox"][0] == brown[0] and after["fox"][1] == after["why"][0] and after["why"][1] == 1600
+
+
+def test_a_word_between_two_others_gets_time_of_its_own(tokenizer: Tokenizer) -> None:
+    transcript = Transcript(tokenizer, 0)
+    update(transcript, "the fox", heard_ms=800)
+    update(transcript, "the quick fox", heard_ms=1440)
+    after = spans(transcript)
+    assert all(end_ms - start_ms >= 40 for start_ms, end_ms in after.values())
+    assert [after[word][0] for word in ("the", "quick", "fox")] == sorted(after[word][0] for word in after)
+
+
+def transcript_of(text: str, heard_ms: int) -> Transcript:
+    transcript = Transcript(TOKENIZER, 0)
+    update(transcript, text, heard_ms=heard_ms)
+    return transcript
+
+
 def test_an_unfinished_character_is_held_back_and_told_at_the_flush(tokenizer: Tokenizer) -> None:
     transcript = Transcript(tokenizer, 0)
     ids = tokenizer.encode("naïve")
