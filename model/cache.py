@@ -113,6 +113,12 @@ class Ring:
             seen &= (held > queries - self.window) | (held < self.pinned)
         return seen
 
+    def sees_all(self, first: int, count: int) -> bool:
+        """Whether every query of ``visible(first, count)`` sees every slot: so it is while nothing is evicted or out of the window.
+        False where it is not known at once."""
+        lapped = self.capacity is not None and self._high > self.capacity
+        return not lapped and first >= self.length and (self.window is None or first + count <= self.window)
+
     def check_truncate(self, length: int) -> None:
         """Raises CacheError unless ``truncate(length)`` would work."""
         if not 0 <= length <= self.length:

@@ -53,6 +53,8 @@ class OnnxBackend:
         self._vision, self._drafter = (
             _open_beside(path, threads) if path.is_file() else None for path in (graphs / "vision.onnx", graphs / "drafter.onnx")
         )
+        graphs_run = {"backbone": self._backbone, "drafter": self._drafter}
+        self._outputs = {name: [output.name for output in graph.get_outputs()] for name, graph in graphs_run.items() if graph is not None}
         self.spec = ModelSpec(name, config, max_draft=0 if self._drafter is None else max_draft, threads=busy)
         kinds = config.backbone.layer_types
         self._layers = {str(layer): (kind, kinds[:layer].count(kind)) for layer, kind in enumerate(kinds)}
@@ -173,7 +175,7 @@ class OnnxBackend:
         arrays: dict[str, tuple[str, int]],
         inputs: dict[str, NDArray[Any]],
     ) -> dict[str, NDArray[Any]]:
-        binding, names = cache.binding(name, session, arrays), [output.name for output in session.get_outputs()]
+        binding, names = cache.binding(name, session, arrays), self._outputs[name]
         for key, value in inputs.items():
             binding.bind_cpu_input(key, value)
         for output in names:  # anew each time: the runtime would write into the last run's arrays, whatever their length
@@ -189,12 +191,14 @@ class OnnxBackend:
         text = self.config.backbone
         heads = text.num_attention_heads // text.kv_heads(text.last_layer_of(kind))
         mask = np.full((heads, count, store.slots + new), _LOWEST, dtype=np.float32)
-        mask[:, :, : store.ring.slots_used] = np.where(store.ring.visible(first, count), np.float32(0), _LOWEST)
+        ring = store.ring
+        old = 0 if ring.sees_all(first, count) else np.where(ring.visible(first, count), np.float32(0), _LOWEST)
+        mask[:, :, : ring.slots_used] = old
         if new == 1:
             mask[:, :, -1] = 0
         elif new:
             behind = np.arange(count)[:, None] - np.arange(count)
-            seen: Mask = (both_ways | (behind >= 0)) & (behind < (store.ring.window or sys.maxsize))
+            seen: Mask = (both_ways | (behind >= 0)) & (behind < (ring.window or sys.maxsize))
             mask[:, :, store.slots :] = np.where(seen, np.float32(0), _LOWEST)
         return mask.reshape(heads * count, -1)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from ..model.backend import Floats
 
@@ -29,7 +28,8 @@ class SileroNetwork:
         """The next k chunks, float32 [k * 512] at 16 kHz → probability of speech in each [k]."""
         flat = np.concatenate([self._context, samples])
         self._context = flat[-CONTEXT_SAMPLES:].copy()  # a view would keep all of it
-        chunks = np.ascontiguousarray(sliding_window_view(flat, CONTEXT_SAMPLES + CHUNK_SAMPLES)[::CHUNK_SAMPLES])
+        firsts = range(0, len(samples), CHUNK_SAMPLES)
+        chunks = np.stack([flat[first : first + CONTEXT_SAMPLES + CHUNK_SAMPLES] for first in firsts])
         found, self._h, self._c = self._session.run(None, {"chunks": chunks, "h": self._h, "c": self._c})
         return found[:, 0]
 

@@ -21,6 +21,8 @@ class Storage:
 
     def append(self, count: int, *, both_ways: bool = False) -> None:
         first = self.ring.length
+        if self.ring.sees_all(first, count):
+            assert self.ring.visible(first, count).all()
         slots = self.ring.append(count)
         labels = np.arange(self.next_label, self.next_label + count)
         self.slots[slots] = labels
@@ -107,6 +109,16 @@ def test_a_growing_ring_is_a_plain_list(moves: list[tuple[bool, int]]) -> None:
             storage.truncate(max(0, storage.ring.length - count))
         assert storage.ring.room is None
         assert storage.ring.slots_used == len(storage.truth)
+
+
+def test_as_long_as_nothing_leaves_the_window_all_is_seen() -> None:
+    ring = Ring(window=6, capacity=9)
+    ring.append(4)
+    assert ring.sees_all(4, 2) and not ring.sees_all(4, 3), "the last of three does not see position 0"
+    ring.append(5)
+    ring.append(1)
+    assert not ring.sees_all(10, 1), "position 0 has been written over"
+    assert Ring().sees_all(0, 1000)
 
 
 def test_room_is_what_append_takes() -> None:

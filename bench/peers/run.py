@@ -56,14 +56,7 @@ def main() -> None:
     machine = describe_machine()
     clips = aligned(read_clips(given.clips, given.split)[:: given.every][: given.limit])
     talks = [without_audio_of_clips(talk) for talk in make_talks(clips, given.talk_seconds)]
-    systems: list[dict[str, Any]] = []
-    for entry in entries(given.model):
-        if given.only and not any(entry.name.startswith(name) for name in given.only):
-            continue
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            systems.append(pool.submit(measure, entry.name, given.model, talks, given.clock).result())
-        print(json.dumps({name: systems[-1][name] for name in ("name", "wer", "commit_lag", "cpu_s_per_audio_s")}), flush=True)
-    report = {
+    report: dict[str, Any] = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "settings": {
@@ -73,14 +66,23 @@ def main() -> None:
             **{name: value for name, value in vars(given).items() if name not in ("clips", "out", "only", "model")},
             "clips": [clip.name for clip in clips],
         },
-        "blocks": systems,
+        "blocks": [],
         "long": None,
     }
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "peers.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (given.out / "peers.md").write_text(table(report), encoding="utf-8")
-    plot(report, given.out / "peers.png")
-    print(table(report))
+    for entry in entries(given.model):
+        if given.only and not any(entry.name.startswith(name) for name in given.only):
+            continue
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            report["blocks"].append(pool.submit(measure, entry.name, given.model, talks, given.clock).result())
+        write(report, given.out)  # after each, so that a run that is broken off leaves what it has
+        print(table(report), flush=True)
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "peers.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "peers.md").write_text(table(report), encoding="utf-8")
+    plot(report, folder / "peers.png")
 
 
 def entries(model: str) -> list[Entry]:
