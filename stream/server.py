@@ -79,7 +79,7 @@ async def _tick(engine: Engine) -> None:
 async def _info(request: Request) -> Response:
     """What the server can do, for a page that fills its menus."""
     engine: Engine = request.app.state.engine
-    options, prompts = engine.options.session, engine.loaded.prompts
+    options, prompts, server = engine.options.session, engine.loaded.prompts, engine.options.server
     return JSONResponse(
         {
             "version": VERSION,
@@ -89,6 +89,8 @@ async def _info(request: Request) -> Response:
             "languages": prompts.languages,
             "known_targets": [code for code in prompts.targets if code != options.language],
             "block_ms": options.block_ms,
+            "recorded": server.record,
+            "record_days": server.record_days,
         }
     )
 

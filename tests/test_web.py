@@ -357,3 +357,43 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     for path in PAGES.iterdir():
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "").replace("http://localhost", "")
         assert "http://" not in text and "https://" not in text.replace("behind https", ""), path.name
+
+
+KEY = "a-key-of-sixteen-letters"
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Service]:
+    running = Service({"server": {"keys": [KEY], "record": "text", "record_dir": str(tmp_path), "record_days": 3}})
+    running.start()
+    yield running
+    running.stop()
+
+
+def test_a_key_is_asked_for_and_counts(page: Page, locked: Service, clip: Path) -> None:
+    page.driver.get(f"http://127.0.0.1:{locked.port}/")
+    page.driver.execute_script("localStorage.clear(); sessionStorage.clear()")
+    page.driver.refresh()
+    page.until(lambda: page.find("#key"))
+    assert "asks for an access key" in page.text("#error")
+    field = page.find("#key")
+    assert field is not None and field.get_attribute("type") == "password"
+    field.send_keys("short", Keys.TAB)
+    page.until(lambda: "16 to 200" in page.text("#error"))
+    field.clear()
+    field.send_keys(KEY, Keys.TAB)
+    page.until(lambda: page.find("#targets input[value=de]", visible=False) is not None)
+    assert page.find("#key") is None and page.find("#error") is None
+    assert "keeps the text of every session for 3 days" in page.text("#recorded")
+    page.choose_file(clip)
+    page.until_state("Finished")
+    assert page.texts(".segment .committed") == [FIRST, SECOND]
+
+
+def test_a_key_in_the_address_is_taken_out_of_it(page: Page, locked: Service) -> None:
+    page.driver.get("about:blank")
+    page.driver.get(f"http://127.0.0.1:{locked.port}/#key={KEY}")
+    page.until(lambda: page.find("#targets input[value=de]", visible=False) is not None)
+    assert page.driver.current_url == f"http://127.0.0.1:{locked.port}/"
+    kept = page.driver.execute_script("return JSON.stringify([{...localStorage}, document.cookie])")
+    assert KEY not in kept, "for this tab only"

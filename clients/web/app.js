@@ -3,12 +3,14 @@
 import { microphones, openFile, openMicrophone, openTab, SourceError } from "./audio.js";
 import { Stream } from "./connection.js";
 import { offerDownloads } from "./downloads.js";
+import * as key from "./key.js";
 import { Settings } from "./settings.js";
 import { Status } from "./status.js";
 import { Transcript } from "./transcript.js";
 import { CaptionView, languageName } from "./view.js";
 
 const AHEAD_S = 5; // of a file: so much may wait for the server
+const RECORDED = { nothing: "nothing", text: "the text", audio: "the audio", both: "audio and text" };
 const MARGIN_S = 2; // so long before the server stops, the page ends its stream by itself
 
 const find = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
@@ -33,6 +35,16 @@ document.addEventListener("keydown", (event) => {
   }
 });
 addEventListener("beforeunload", (event) => stream && event.preventDefault());
+find("key").addEventListener("change", () => {
+  if (!key.keep(find("key").value)) return status.error("A key has 16 to 200 letters, digits and - . _ ~ +");
+  status.clearError();
+  learnLanguages();
+});
+addEventListener("hashchange", () => {
+  key.takeFromAddress();
+  learnLanguages();
+});
+key.takeFromAddress();
 learnLanguages();
 listMicrophones();
 
@@ -118,8 +130,10 @@ function handlers() {
       source?.stop();
       source = stream = null;
       settings.lock(false);
-      if (failure) fail(meaning(failure));
-      else status.state("idle", transcript.byIndex.size ? "Finished" : "Not listening");
+      if (failure) {
+        fail(meaning(failure));
+        if (failure.code === "unreachable") learnLanguages(); // it may be there and ask for a key, which a socket does not tell
+      } else status.state("idle", transcript.byIndex.size ? "Finished" : "Not listening");
     },
   };
 }
@@ -145,12 +159,24 @@ function fail(message) {
 /** What the server's model can do fills the menus; without an answer they stay hidden. */
 async function learnLanguages() {
   try {
-    const info = await (await fetch("v1/info")).json();
+    const answer = await fetch("v1/info", { headers: key.headers() });
+    if (answer.status === 401) return askForKey();
+    const info = await answer.json();
+    find("key-field").hidden = true;
     language = info.language;
-    settings.offer(info, languageName);
+    if (!settings.offered) settings.offer(info, languageName);
+    find("recorded").hidden = info.recorded === "nothing";
+    find("recorded").textContent = `It keeps ${RECORDED[/** @type {"text"} */ (info.recorded)]} of every session for ${info.record_days} days.`;
   } catch (error) {
     console.warn("no /v1/info:", error);
   }
+}
+
+function askForKey() {
+  find("key-field").hidden = false;
+  find("options").open = true;
+  find("key").focus();
+  status.error("This server asks for an access key: ask those who run it, and enter it under Options.");
 }
 
 async function listMicrophones() {

@@ -15,6 +15,7 @@
  * }} Handlers `closed` is called exactly once; null: the stream ended as it should
  */
 
+import { subprotocols } from "./key.js";
 import { Unconfirmed } from "./unconfirmed.js";
 
 const KEPT_S = 120; // audio kept without a connection; older audio becomes a gap
@@ -87,7 +88,7 @@ export class Stream {
   connect() {
     this.ready = this.finishSent = false;
     this.failure = null;
-    const socket = (this.socket = new WebSocket(this.url));
+    const socket = (this.socket = new WebSocket(this.url, subprotocols()));
     socket.onopen = () => {
       this.everOpen = true;
       this.say(this.session ? { type: "resume", version: 1, session: this.session, after_seq: this.lastSeq } : this.startMessage);
