@@ -246,6 +246,11 @@ class Engine:
                 stream.warn("draining", f"the server is stopping; finish within {within_s:g} s", within_s)
 
     @property
+    def told(self) -> int:
+        """Changes whenever anything is heard, or sent to a client."""
+        return sum(stream.log.sent_seq + stream.clocks.processed_ms for stream in self.streams.values())
+
+    @property
     def drained(self) -> bool:
         """Draining, every stream has ended, and every connection has left its stream."""
         connected = any(stream.detached_s is None for stream in self.streams.values())

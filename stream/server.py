@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
@@ -37,7 +36,8 @@ from .sockets import HEAD_S, PING_S, Crowd, PatientHttp, PatientWebSocket, Sweep
 _LOG = logging.getLogger(__name__)
 _TICK_S = 1.0
 _DRAIN_TICK_S = 0.1
-_LAST_WORDS_S = 5  # for connections to close after every stream has ended
+_LAST_WORDS_S = 5  # for connections to close after every stream has ended, and for anything to get on after the draining
+_MOST_LAST_WORDS_S = 120  # after the draining, even if it gets on
 
 
 def make_app(engine: Engine, *, pages: Path | None = None) -> Starlette:
@@ -192,12 +192,28 @@ class Server(uvicorn.Server):
         self._drainer = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._engine.options.server.drain_s + _LAST_WORDS_S):
-                while not self._engine.drained:
-                    self._engine.tick()
-                    await asyncio.sleep(_DRAIN_TICK_S)
+        now_s = asyncio.get_running_loop().time
+        patience = Patience(now_s() + self._engine.options.server.drain_s)
+        while not self._engine.drained and patience.lasts(now_s(), self._engine.told):
+            self._engine.tick()
+            await asyncio.sleep(_DRAIN_TICK_S)
         self.should_exit = True
+
+
+class Patience:
+    """How long a server that stops waits for its streams. An overloaded one needs longer to say what it has heard, and as long as it gets
+    on with that, no word shall be lost."""
+
+    def __init__(self, drained_s: float) -> None:
+        """``drained_s``: when the streams' own time is over."""
+        self._until_s, self._last_s = drained_s + _LAST_WORDS_S, drained_s + _MOST_LAST_WORDS_S
+        self._told = -1
+
+    def lasts(self, now_s: float, told: int) -> bool:
+        """``told``: a number that changes when anything is heard or sent."""
+        if told != self._told:
+            self._told, self._until_s = told, max(self._until_s, now_s + _LAST_WORDS_S)
+        return now_s < min(self._until_s, self._last_s)
 
 
 def listen_on(options: Options) -> socket.socket:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from dragoman.model.errors import ConfigError, TaskError
 from dragoman.stream.config import Options
-from dragoman.stream.server import listen_on, serve
+from dragoman.stream.server import Patience, listen_on, serve
 from websockets.asyncio.client import connect
 
 from .fakes import ScriptedBackend, speech
@@ -202,3 +202,31 @@ def test_a_second_signal_stops_at_once() -> None:
             return live.server.should_exit
 
     assert run(test())
+
+
+def test_a_server_that_gets_on_is_waited_for_and_one_that_does_not_is_not() -> None:
+    patience = Patience(100.0)
+    assert patience.lasts(90.0, 7) and patience.lasts(104.9, 7) and not patience.lasts(105.0, 7)
+    told = 7
+    for now_s in range(104, 219, 4):
+        told += 1
+        assert patience.lasts(float(now_s), told)
+    assert not patience.lasts(220.0, told + 1), "two minutes, whatever it still says"
+
+
+def test_what_is_told_and_heard_counts_as_getting_on() -> None:
+    async def test() -> list[int]:
+        async with make_engine() as engine:
+            stream = await engine.open()
+            numbers = [engine.told]
+            await stream.push(pcm(speech("the quick")))
+            while stream.clocks.processed_ms < 640:
+                await breath()
+            numbers.append(engine.told)
+            stream.finish()
+            stream.attach(None)
+            numbers += [engine.told async for _ in stream.follow(None)]
+            return numbers
+
+    numbers = run(test())
+    assert numbers == sorted(numbers) and len(set(numbers)) > 5
