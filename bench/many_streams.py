@@ -198,9 +198,9 @@ class VirtualWorkers(Executor):
 
 
 async def measure(trial: Trial, executor: VirtualWorkers | None) -> Outcome:
-    options = Options(session=trial.options, server=ServerOptions(max_sessions=trial.streams + 1))
+    options = Options(session=trial.options, server=ServerOptions(max_sessions=trial.streams + 1, workers=trial.workers))
     memory_mb, now = resident_mb(), asyncio.get_running_loop().time
-    async with Engine(load_model(ModelOptions(name=trial.model)), options, workers=trial.workers, executor=executor, clock=now) as engine:
+    async with Engine(load_model(ModelOptions(name=trial.model)), options, executor=executor, clock=now) as engine:
         await engine.warm_up()
         await live(engine, trial.talks[0].samples[:80_000], now())  # one stream: what follows is the price of further ones
         before_mb, began_cpu_s, began_s, turns_cpu_s = memory_mb(), time.process_time(), now(), executor.cpu_s if executor else 0.0

@@ -151,6 +151,12 @@ class ServerOptions(_Section):
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: every machine of the network may connect")
     port: int = Field(default=8000, ge=0, le=65535, description="0: any free one")
     max_sessions: int = Field(default=8, ge=1, le=10_000, description="sessions at once")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="threads that run the model; none: one a core, at most 8, or one where a forward takes all cores",
+    )
     idle_s: float = Field(
         default=60.0, gt=0, description="a connection from which nothing comes for so long, not even the answer to a ping, is closed"
     )

@@ -54,20 +54,18 @@ class Engine:
         gauge: Gauge | None = None,
         clock: Callable[[], float] = time.monotonic,
         executor: Executor | None = None,
-        workers: int | None = None,
         make_vad: Callable[[], Vad] | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        """``clock``: seconds that only grow. ``executor``: where the model runs, by default threads of its own. ``workers``: turns at
-        once, by default as many as there are cores for. ``make_vad``: instead of the detector that the options name. ``recorder``:
-        instead of the one that they ask for."""
+        """``clock``: seconds that only grow. ``executor``: where the model runs; by default a thread for each worker that the options
+        ask for. ``make_vad``: instead of the detector that the options name. ``recorder``: instead of the one that they ask for."""
         self.loaded, self.options = loaded, options or Options()
         self.clock = clock
         self.gauge = gauge or Gauge()
         self.streams: dict[str, Stream] = {}
         self.opened_count, self.refused_count = 0, 0
         self.draining_until_s: float | None = None
-        self._workers = workers or _workers_for(loaded.backend.spec.threads)
+        self._workers = self.options.server.workers or _workers_for(loaded.backend.spec.threads)
         self._executor = executor or ThreadPoolExecutor(self._workers, thread_name_prefix="dragoman-model")
         self._owns_executor = executor is None
         self._scheduler = Scheduler(loaded.backend)
