@@ -29,7 +29,10 @@ _PROGRESS_MS = 500  # of stream time between two progress messages
 class Decoder(Protocol):
     """What turns a sender's bytes into PCM: packets, or a container cut anywhere. Its methods raise AudioFormatError."""
 
-    received_bytes: int | None  # taken in so far; None: the sender does not count by bytes
+    @property
+    def received_bytes(self) -> int | None:
+        """Taken in so far; None: the sender does not count by bytes."""
+        ...
 
     def feed(self, data: bytes) -> Iterator[bytes | int]:
         """PCM, and numbers of samples that are missing. What an iteration that is broken off leaves comes with the next one."""

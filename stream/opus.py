@@ -15,7 +15,7 @@ _CONTAINERS = {b"OggS": "an Ogg file", b"\x1a\x45\xdf\xa3": "a WebM or Matroska 
 class OpusDecoder:
     """``decode`` one packet after another (RFC 6716; no Ogg or WebM around it, no RTP header before it)."""
 
-    received_bytes = None  # a client that comes back counts packets by their samples
+    received_bytes: int | None = None  # a client that comes back counts packets by their samples
 
     def __init__(self, channels: int) -> None:
         """``channels``: 1 or 2, of what comes out; the packets themselves may be either. Raises AudioFormatError without PyAV."""
