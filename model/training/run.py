@@ -31,7 +31,7 @@ from ..config import read_model_config
 from ..errors import ConfigError
 from ..load import load
 from ..store import Store
-from . import text
+from . import sentences, text
 from .align import align, train_probe
 from .batches import Batches, BatchOptions
 from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
@@ -39,27 +39,14 @@ from .heads import fit_heads
 from .labels import write_labels
 from .package import config_of, package
 from .plot import plot, read_log
+from .prepare import StoreOptions, make_labels, make_stores, user_path
 from .probe import Probe
 from .speech import Speech
-from .store import build_from_folder, build_from_shards
 from .student import LAYER_KINDS, Depths, Student
-from .teachers import write_features
 from .trainer import Trainer, TrainOptions
 from .translations import Translations
 
 HEAD_BATCHES, FAR_STEP = 6, 1 << 29  # the heads of given weights are fitted on ten minutes of speech, in batches that no run reaches
-
-
-@dataclass(frozen=True, slots=True)
-class StoreOptions:
-    """One store of decoded speech. ``shards`` or ``audio`` says what to make it from; neither: it exists."""
-
-    folder: str
-    weight: float = 1.0  # share of its labelled clips in the batches, for each second
-    shards: str | None = None  # folder of tar shards with a manifest.tsv
-    audio: str | None = None  # folder of sound files with a .txt beside each
-    features: bool = True  # regress the teacher's features on it
-    labels: float | None = None  # take the teachers' texts (labels.py), for clips without a transcript at this share of ``weight``
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +78,7 @@ class RunOptions:
     folder: str  # checkpoints and log
     stores: tuple[StoreOptions, ...]
     sources: dict[str, float] = field(default_factory=dict)  # how often clips of a source are drawn; one not named: 1.0
+    text: str | None = None  # folder of texts that the first of ``sentences`` are made from (sentences.py), where they do not exist
     sentences: tuple[str, ...] = ()  # text files, one sentence a line: tokenizer, case and batches.written
     translations: dict[str, str] = field(default_factory=dict)  # language → pair file, English TAB other; batches.translate, batches.pairs
     probe_split: str | None = None  # dev split of the first store that is looked at while the run goes on
@@ -126,39 +114,45 @@ def _keys() -> list[str]:
 
 
 def prepare(options: RunOptions) -> None:
-    """Make every store, the teacher's features and the tokenizer that do not exist yet."""
-    for store in options.stores:
-        folder = _path(store.folder)
-        if not (folder / "clips.tsv").exists():
-            if store.shards is not None:
-                build_from_shards(_path(store.shards), folder)
-            elif store.audio is not None:
-                build_from_folder(_path(store.audio), folder)
-            else:
-                raise ConfigError(f"the store {folder} does not exist, and neither 'shards' nor 'audio' says what to make it from")
-        if store.features:
-            write_features(folder)
-    label(options)
+    """Make the sentences, every store, the teacher's features and texts and the tokenizer that do not exist yet."""
+    _write_sentences(options)
+    make_stores(options.stores, options.train.threads)
+    wanted = [user_path(store.folder) for store in options.stores if store.labels is not None]
+    if wanted:
+        make_labels(wanted, _labels_case(options), options.train.threads)
     _align(options)
-    run = _path(options.folder)
+    run = user_path(options.folder)
     if not (run / "tokenizer.json").exists():
         if options.start_from is not None:
             run.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(_path(options.start_from) / "tokenizer.json", run / "tokenizer.json")
+            shutil.copyfile(user_path(options.start_from) / "tokenizer.json", run / "tokenizer.json")
         else:
             text.train_tokenizer(_texts(options), run / "tokenizer.json", vocab_size=options.sizes.vocab_size)
 
 
+def _write_sentences(options: RunOptions) -> None:
+    if options.text is None or all(user_path(name).exists() for name in options.sentences):
+        return
+    shards = next((store.shards for store in options.stores if store.shards is not None), None)
+    if shards is None or not options.sentences:
+        raise ConfigError("'text' needs a store with 'shards', whose dev transcripts are left out, and 'sentences' to write to")
+    sentences.write(user_path(options.text), user_path(shards) / "manifest.tsv", user_path(options.sentences[0]).parent)
+
+
 def label(options: RunOptions, part: int = 0, parts: int = 1) -> None:
-    """The teachers' texts for every store that asks for them."""
-    wanted = [_path(store.folder) for store in options.stores if store.labels is not None]
-    for folder in wanted:
-        write_labels(folder, _case(options.sentences) or text.TrueCaser(()), part, parts)
+    """The teachers' texts for every store that asks for them: one part, in this process."""
+    for store in options.stores:
+        if store.labels is not None:
+            write_labels(user_path(store.folder), _labels_case(options), part, parts)
+
+
+def _labels_case(options: RunOptions) -> text.TrueCaser:
+    return _case(options.sentences) or text.TrueCaser(())
 
 
 def _align(options: RunOptions) -> None:
     """Characters and word times of all transcribed clips, once the teacher's features are there; again when there are new labels."""
-    stores = [(_path(store.folder), store.labels) for store in options.stores if store.features]
+    stores = [(user_path(store.folder), store.labels) for store in options.stores if store.features]
     if all(_aligned(folder, labels is not None) for folder, labels in stores):
         return
     folders = [folder for folder, _ in stores]
@@ -181,7 +175,7 @@ def _case(names: tuple[str, ...]) -> text.TrueCaser | None:
 def _texts(options: RunOptions) -> Iterator[str]:
     case = _case(options.sentences)
     for store in options.stores:
-        for clip in Store(_path(store.folder)).clips:
+        for clip in Store(user_path(store.folder)).clips:
             if clip.split == "train":
                 yield case(clip.text) if case else clip.text
     yield from _sentences(options.sentences)
@@ -189,17 +183,17 @@ def _texts(options: RunOptions) -> Iterator[str]:
 
 def _sentences(names: tuple[str, ...]) -> Iterator[str]:
     for name in names:
-        with _path(name).open(encoding="utf-8") as file:
+        with user_path(name).open(encoding="utf-8") as file:
             yield from (line.rstrip("\n") for line in file)
 
 
 def build_trainer(options: RunOptions) -> Trainer:
     """Student, batches and optimisers, resumed from the run's last checkpoint or begun from ``start_from``."""
-    run = _path(options.folder)
+    run = user_path(options.folder)
     torch.manual_seed(options.train.seed)
     torch.set_num_threads(options.train.threads)
     torch.set_flush_denormal(True)
-    start = None if options.start_from is None else _path(options.start_from)
+    start = None if options.start_from is None else user_path(options.start_from)
     config = config_of(options.sizes.backbone()) if start is None else read_model_config(start)
     student = Student(config, options.depths)
     if start is not None:
@@ -216,30 +210,30 @@ def build_trainer(options: RunOptions) -> Trainer:
 
 
 def _batches(options: RunOptions, tokenizer: tokenizers.Tokenizer, seed: int) -> Batches:
-    stores = [(_path(store.folder), store.weight) for store in options.stores]
+    stores = [(user_path(store.folder), store.weight) for store in options.stores]
     labels = [store.labels for store in options.stores]
     speech = Speech(stores, _case(options.sentences), labels=labels, sources=options.sources)
     dev = [clip.text for store in speech.stores for clip in store.clips if clip.split.startswith("dev")]
-    files = {language: _path(name) for language, name in options.translations.items()}
-    sentences = list(_sentences(options.sentences)) if options.batches.written else []
-    return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None, sentences)
+    files = {language: user_path(name) for language, name in options.translations.items()}
+    written = list(_sentences(options.sentences)) if options.batches.written else []
+    return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None, written)
 
 
 def build_drafter(options: RunOptions) -> Acceptance | None:
     """Train the drafter of a finished model on the run's rows, write its folder, and measure it on the dev split if there is one."""
-    run, wanted = _path(options.folder), options.drafter
+    run, wanted = user_path(options.folder), options.drafter
     torch.set_num_threads(wanted.threads)
-    folder = run / "model" if wanted.model is None else _path(wanted.model)
+    folder = run / "model" if wanted.model is None else user_path(wanted.model)
     if wanted.model is None:
         sizes = json.loads((run / "sizes.json").read_text())
         package(run / "checkpoint.pt", sizes, run / "tokenizer.json", folder)
     model, tokenizer = load_model(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     drafter = train_drafter(model, _batches(options, tokenizer, wanted.seed), wanted)
-    out = run / "assistant" if wanted.out is None else _path(wanted.out)
+    out = run / "assistant" if wanted.out is None else user_path(wanted.out)
     save_assistant(out, drafter)
     if options.probe_split is None:
         return None
-    store = Store(_path(options.stores[0].folder))
+    store = Store(user_path(options.stores[0].folder))
     clips = [clip for clip in store.clips if clip.split == options.probe_split][: wanted.clips]
     loaded = load(folder, runtime="torch", assistant=out, threads=wanted.threads)
     return acceptance(loaded, store, clips)
@@ -249,13 +243,9 @@ def _probe(options: RunOptions) -> Callable[[Trainer], dict[str, Any]] | None:
     if options.probe_split is None:
         return None
     case = _case(options.sentences)
-    tokenizer = tokenizers.Tokenizer.from_file(str(_path(options.folder) / "tokenizer.json"))
-    probe = Probe(_path(options.stores[0].folder), tokenizer, case, split=options.probe_split)
+    tokenizer = tokenizers.Tokenizer.from_file(str(user_path(options.folder) / "tokenizer.json"))
+    probe = Probe(user_path(options.stores[0].folder), tokenizer, case, split=options.probe_split)
     return lambda trainer: probe(trainer.student)
-
-
-def _path(name: str) -> Path:
-    return Path(name).expanduser()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -267,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     options = read_run(given.config)
     if given.what == "plot":
-        run = _path(options.folder)
+        run = user_path(options.folder)
         plot({run.name: read_log(run)}, run / "curve.png")
         print(run / "curve.png")
         return
