@@ -55,6 +55,7 @@ class ModelSpec:
     name: str
     config: ModelConfig
     max_draft: int = 0  # 0: no drafter
+    together: bool = True  # one call for several streams costs less than a call for each
     threads: int = 0  # that one forward keeps busy, 0: all of the machine's. Calls from several threads at once are allowed
 
     @property

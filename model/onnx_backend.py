@@ -55,7 +55,7 @@ class OnnxBackend:
         )
         graphs_run = {"backbone": self._backbone, "drafter": self._drafter}
         self._outputs = {name: [output.name for output in graph.get_outputs()] for name, graph in graphs_run.items() if graph is not None}
-        self.spec = ModelSpec(name, config, max_draft=0 if self._drafter is None else max_draft, threads=busy)
+        self.spec = ModelSpec(name, config, max_draft=0 if self._drafter is None else max_draft, together=False, threads=busy)
         kinds = config.backbone.layer_types
         self._layers = {str(layer): (kind, kinds[:layer].count(kind)) for layer, kind in enumerate(kinds)}
         self._last = {kind: (kind, kinds.count(kind) - 1) for kind in dict.fromkeys(kinds)}  # what the drafter reads

@@ -39,6 +39,7 @@ _WARM_UP_S = 2
 _RETRY_S = 5.0
 _LAST_NOTICE_S = 30.0  # so long before its time is up a session is told
 _MOST_WORKERS = 8  # between two forwards they need Python, of which there is one
+_STEPS_ALONE = 16  # of a job, of which a block of audio has about six, before the next stream has its turn
 _MEASURE_S = 0.05  # at least, between two looks at how far all streams are behind
 _BACKGROUND_TURNS = 4  # behind schedule, streams that nobody watches take part in one turn of so many
 
@@ -69,6 +70,7 @@ class Engine:
         self._executor = executor or ThreadPoolExecutor(self._workers, thread_name_prefix="dragoman-model")
         self._owns_executor = executor is None
         self._scheduler = Scheduler(loaded.backend)
+        self._steps = 1 if loaded.backend.spec.together else _STEPS_ALONE
         self._openings = Openings(loaded.backend, loaded.prompts)
         self._make_vad = make_vad
         self._recorder = recorder or _recorder_of(self.options.server)
@@ -283,7 +285,7 @@ class Engine:
         self._at_work.update(streams)
         try:
             lanes = [stream.lane for stream in streams]
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._scheduler.turn, lanes)
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._scheduler.turn, lanes, self._steps)
         finally:
             self._at_work.difference_update(streams)
         for stream in streams:
@@ -292,26 +294,32 @@ class Engine:
         return True
 
     def _next_turn(self) -> list[Stream]:
-        """What this worker takes: of all streams that are ready its share, if other workers are idle, who are woken for the rest."""
+        """What this worker takes: if the model runs streams together, its share of all that are ready, else the one that waits longest.
+        If something is left and other workers are idle, they are woken for it."""
         self._turns += 1
         held_back = self.gauge.level > 0 and self._turns % _BACKGROUND_TURNS > 0
-        ready = self._ready(background=False)
-        if not (held_back and (ready or any(not stream.background for stream in self._at_work))):
-            ready += self._ready(background=True)
-        share = math.ceil(len(ready) / (1 + self._idle_workers))
-        if share < len(ready):
+        together, held = self.loaded.backend.spec.together, list[Stream]()
+        ready: list[Stream] = []
+        for stream in [stream for stream in self._waiting if stream not in self._at_work]:
+            if stream.background and held_back:
+                held.append(stream)
+            elif self._is_ready(stream):
+                ready.append(stream)
+            if ready and not together:
+                break
+        if not ready and all(stream.background for stream in self._at_work):
+            ready = [stream for stream in held if self._is_ready(stream)]
+        share = math.ceil(len(ready) / (1 + self._idle_workers)) if together else 1
+        if self._idle_workers and len(self._waiting) > share:
             self._wake.set()
         return ready[:share]
 
-    def _ready(self, *, background: bool) -> list[Stream]:
+    def _is_ready(self, stream: Stream) -> bool:
         """Looks only at streams that wait: with many of them, a look at all would cost more with each than its share of the model."""
-        ready: list[Stream] = []
-        for stream in [stream for stream in self._waiting if stream.background == background and stream not in self._at_work]:
-            if not stream.over and stream.prepare():
-                ready.append(stream)
-            else:
-                del self._waiting[stream]
-        return ready
+        if not stream.over and stream.prepare():
+            return True
+        del self._waiting[stream]
+        return False
 
     def _nudge(self, stream: Stream) -> None:
         """There may be something to do for this stream."""

@@ -40,8 +40,14 @@ class Scheduler:
         """``most_together``: streams in one call of the backend."""
         self._backend, self._most_together, self._clock = backend, most_together, clock
 
-    def turn(self, lanes: Sequence[Lane]) -> None:
-        """One step of each lane that has a job. Raises nothing: an error ends the job it belongs to, and that job alone."""
+    def turn(self, lanes: Sequence[Lane], steps: int = 1) -> None:
+        """So many steps of each lane that has a job. Raises nothing: an error ends the job it belongs to, and that job alone."""
+        for _ in range(steps):
+            self._step(lanes)
+            if all(lane.job is None for lane in lanes):
+                return
+
+    def _step(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
             if lane.job is not None and lane.work is None:
                 self._move(lane, lane.job.__next__)

@@ -611,3 +611,34 @@ def test_who_waits_longest_is_next_and_only_who_waits_is_looked_at() -> None:
     taken, looked = run(test())
     assert taken == [4, 2]
     assert looked == [4, 3, 2, 4, 2], "3 had nothing to do, and is forgotten until it is woken"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_runs_streams_one_by_one_finishes_one_job_before_the_next(workers: int) -> None:
+    """Streams in turn, step by step, would all be as late as the last of them; and every step would cost a round trip to a worker."""
+    texts = ["the quick brown fox", "we met them again", "nobody knew why", "five trains left early."]
+
+    async def one(engine: Engine, text: str) -> list[Event]:
+        stream = await engine.open()
+        following = asyncio.create_task(follow(stream))
+        await say(stream, text)
+        stream.finish()
+        return await following
+
+    async def test() -> list[list[Event]]:
+        async with make_engine(backend, max_sessions=20, workers=workers, executor=None) as engine:
+            turn = engine._scheduler.turn  # pyright: ignore[reportPrivateUsage]
+
+            def watched(lanes: Sequence[Any], steps: int = 1) -> None:
+                turn(lanes, steps)
+                turns.append((len(lanes), lanes[0].job is None))
+
+            engine._scheduler.turn = watched  # type: ignore[method-assign]
+            return list(await asyncio.gather(*(one(engine, text) for text in texts)))
+
+    backend, turns = ScriptedBackend(), list[tuple[int, bool]]()
+    backend.spec = replace(backend.spec, together=False)
+    told = run(test())
+    assert set(turns) == {(1, True)}
+    alone = [transcribe(session(), np.frombuffer(pcm(speech(text, silence_s=1.0)), "<i2")) for text in texts]
+    assert [[without_arrival(event) for event in events] for events in told] == [[without_arrival(e) for e in events] for events in alone]

@@ -110,3 +110,14 @@ def test_the_time_of_a_common_call_is_shared() -> None:
     spent_s = sum(lane.session.stats.compute_s for lane in lanes)
     moves_and_calls = next(now_s) // 2  # the clock was read before and after each
     assert spent_s == pytest.approx(moves_and_calls, abs=0.5)
+
+
+def test_several_steps_of_a_turn_are_several_turns() -> None:
+    step_by_step, at_once = lanes_of(ScriptedBackend()), lanes_of(ScriptedBackend())
+    scheduler = Scheduler(ScriptedBackend())
+    for _ in range(5):
+        scheduler.turn(step_by_step)
+    scheduler.turn(at_once, steps=5)
+    assert [type(lane.work) for lane in at_once] == [type(lane.work) for lane in step_by_step]
+    scheduler.turn(at_once, steps=100_000)
+    assert [finals(lane.events) for lane in at_once] == [[text] for text in TEXTS], "and it ends when the jobs have"
