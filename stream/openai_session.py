@@ -276,7 +276,9 @@ def one_language(said: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     languages: Any = said["languages"]
     if not isinstance(languages, list) or len(cast(list[Any], languages)) != 1:
         param = prefix + "languages"
-        raise EventError(f"{param} is {str(languages)[:60]}, expected a list of one: a session hears one language", param=param)
+        raise EventError(
+            f"{param} is {str(cast(object, languages))[:60]}, expected a list of one: a session hears one language", param=param
+        )
     return {**{key: value for key, value in said.items() if key != "languages"}, "language": languages[0]}
 
 

@@ -56,7 +56,7 @@ async def breath() -> None:
     """Let the event loop run once: other tasks get their turn, no time is waited for."""
     loop = asyncio.get_running_loop()
     turn = loop.create_future()
-    loop.call_soon(turn.set_result, None)
+    loop.call_soon(lambda: turn.done() or turn.set_result(None))  # done: who waits was cancelled
     await turn
 
 

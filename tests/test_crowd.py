@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from dragoman.clients.remote import Remote
 from dragoman.model.backend import Floats
-from dragoman.model.errors import OverloadedError
+from dragoman.model.errors import OverloadedError, ProtocolError
 from dragoman.stream.events import Ended, Event
 from dragoman.stream.source import ArraySource, paced
 from websockets.asyncio.client import connect
@@ -138,6 +138,7 @@ class Crowd:
     dropped: int = 0
     left: int = 0
     refused: int = 0
+    late: int = 0
     audio_ms: int = 0
     wrong: list[str] = field(default_factory=list[str])
 
@@ -150,15 +151,19 @@ async def visitor(live: Live, seed: int, audio_s: float, crowd: Crowd) -> None:
     while left_s > 0:
         sentences = [" ".join(random.choice(WORDS, random.integers(1, 7))) for _ in range(random.integers(1, 4))]
         samples = np.concatenate([speech(sentence, silence_s=float(random.uniform(1, 12))) for sentence in sentences])
-        left_s -= len(samples) / 16_000
         behaviour = random.choice(["stays", "loses", "leaves", "slow"], p=[0.5, 0.2, 0.15, 0.15])
         try:
             await visit(live, samples, sentences, behaviour, int(random.integers(1, 6)), crowd)
+            left_s -= len(samples) / 16_000
         except OverloadedError as error:
             assert error.retry_after_s > 0
             crowd.refused += 1
             for _ in range(200):
                 await breath()
+        except ProtocolError as error:
+            if "timed out during opening handshake" not in str(error):
+                raise
+            crowd.late += 1  # all come at once, and the machine has other things to do as well
 
 
 async def visit(live: Live, samples: Floats, sentences: list[str], behaviour: str, moment: int, crowd: Crowd) -> None:
@@ -276,9 +281,8 @@ def stop_under_load(clients: int, seed: int) -> int:
         check_promises(events)
         assert isinstance(events[-1], Ended)
         heard = np.frombuffer(pcm(mine), "<i2")[: events[-1].audio_ms * 16]
-        assert events == transcribe(session(backend, block_ms=320), heard), (
-            "what was heard is told to its end, as if the client had finished"
-        )
+        alone = transcribe(session(backend, block_ms=320), heard)
+        assert finals(events) == finals(alone), "what was heard is told to its end, as if the client had finished"
         words += sum(len(text.split()) for text in finals(events))
     return words
 
