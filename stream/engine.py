@@ -228,7 +228,9 @@ class Engine:
 
     def _end_long_sessions(self, now_s: float) -> None:
         longest_s = self.options.server.session_s
-        for stream in self.active if longest_s is not None else ():
+        if longest_s is None:
+            return
+        for stream in self.active:
             left_s = stream.opened_s + longest_s - now_s
             if stream.background:  # a file's limit is on its audio
                 continue

@@ -36,6 +36,9 @@ class MediaSource:
         except self._av.FFmpegError as error:
             raise AudioFormatError(f"{path}: {error.strerror}") from error
         track: Any = self._container.streams.best("audio")
+        if track is not None and track.codec_context is None:
+            self._container.close()
+            raise AudioFormatError(f"{path}: holds sound of a codec that nobody here knows")
         if track is None or not track.rate:
             kinds = ", ".join(sorted({str(stream.type) for stream in self._container.streams})) or "nothing"
             self._container.close()

@@ -31,6 +31,7 @@ class OpenAIConnection(Connection):
         self.id = f"sess_{uuid.uuid4().hex[:24]}"
         self._opened: asyncio.Queue[Stream] = asyncio.Queue()
         self._ended = asyncio.Event()  # the stream that was to be replaced
+        self._began_s: float | None = None  # of the engine's clock: when the first stream was opened
         self._replacing = False
         self._pending = False  # audio that nothing was asked about yet
 
@@ -81,6 +82,9 @@ class OpenAIConnection(Connection):
             stream = self._stream = await self._engine.open(
                 self._options(asked, where="session"), sample_rate=form.sample_rate, visitor=self._visitor
             )
+            if self._began_s is None:
+                self._began_s = stream.opened_s
+            stream.opened_s = self._began_s  # a change of settings does not begin the session's time anew
             stream.attach(self)
             self._opened.put_nowait(stream)
         await self._stream.push(form.decode(data))

@@ -52,7 +52,8 @@ class PatientHttp(H11Protocol):
         if len(self.connections) > self.crowd.most:
             return False
         most, address = self.crowd.most_per_address, address_of(self.client)
-        return most is None or sum(address_of(other.client) == address for other in self.connections) <= most
+        others: set[Any] = {*self.connections}
+        return most is None or sum(address_of(other.client) == address for other in others) <= most
 
 
 class PatientWebSocket(WebSocketsSansIOProtocol):

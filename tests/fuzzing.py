@@ -43,7 +43,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from .fakes import speech
-from .live import make_engine, pcm
+from .live import breath, make_engine, pcm
 from .opus import packets
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # as the command does
@@ -470,13 +470,13 @@ class _Service:
                 break
             transport.protocol.data_received(part)  # type: ignore[attr-defined]
             for _ in range(6):
-                await asyncio.sleep(0)
+                await breath()
         transport.protocol.connection_lost(None)  # type: ignore[attr-defined]
         for _ in range(200):
-            if not state.tasks and not self.engine.active:
+            if not state.tasks and not self.engine.streams:
                 break
             self.engine.tick()
-            await asyncio.sleep(0)
+            await breath()
         assert not state.tasks, "a connection that was lost still runs"
         assert not self.engine.streams, "a session that nobody comes back to is kept"
         assert not self.faults.found, self.faults.found.pop()

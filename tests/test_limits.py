@@ -26,7 +26,7 @@ from dragoman.stream.events import Ended, Event, Final
 from dragoman.stream.protocol import Notice, WireError
 from dragoman.stream.server import listen_on
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from .fakes import speech
 from .live import Clock, Live, breath, make_engine, pcm, run, serving
@@ -267,6 +267,33 @@ def test_a_session_ends_when_its_time_is_up() -> None:
     assert isinstance(events[-1], Ended) and events[-2].text.strip() == "the quick brown"  # type: ignore[union-attr]
 
 
+def test_a_change_of_settings_does_not_begin_the_time_anew() -> None:
+    clock = Clock()
+    append = json.dumps({"type": "input_audio_buffer.append", "audio": "AAAA" * 400})
+    manual = {"type": "session.update", "session": {"type": "transcription", "audio": {"input": {"turn_detection": None}}}}
+
+    async def test() -> int:
+        async with serving(make_engine(session_s=100, clock=clock)) as live:
+            async with connect(f"ws://127.0.0.1:{live.port}/v1/realtime?intent=transcription") as socket:
+                await socket.send(append)
+                while not live.engine.stats().audio_ms:
+                    await breath()
+                clock.now_s += 60
+                await socket.send(json.dumps(manual))
+                await socket.send(append)
+                while live.engine.opened_count < 2 or not live.engine.active:
+                    await breath()
+                clock.now_s += 41
+                live.engine.tick()
+                with pytest.raises(ConnectionClosed) as caught:
+                    while True:
+                        await socket.recv()
+                assert caught.value.rcvd is not None
+                return caught.value.rcvd.code
+
+    assert run(test()) == 1000
+
+
 def test_our_client_ends_with_a_session_whose_time_is_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A microphone goes on for ever; the command must not."""
     clock, asked_to_stop = Clock(), []
@@ -474,7 +501,8 @@ def test_who_sends_a_key_in_the_clear_is_told() -> None:
 
 
 def test_no_key_reaches_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+    for name in ("uvicorn.error", "dragoman", None):
+        caplog.set_level("INFO", logger=name)
 
     async def test() -> None:
         async with serving(make_engine(keys=[KEY])) as live:
