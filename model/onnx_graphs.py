@@ -30,7 +30,7 @@ Advance = Callable[[], None]
 
 
 def array(weight: Tensor) -> Array:
-    return np.ascontiguousarray(weight.detach().float().numpy())
+    return weight.detach().float().numpy()
 
 
 def _ones(width: int) -> Array:

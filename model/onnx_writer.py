@@ -49,6 +49,8 @@ def _quantise_rows(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
 class GraphWriter:
     """``with GraphWriter(folder, name, precision) as g``: nodes by ``g.op``; at the end ``name.onnx`` and ``name.data`` are complete."""
 
+    accuracy_level = 4  # of MatMulNBits: int8 activations
+
     def __init__(self, folder: Path, name: str, precision: Precision) -> None:
         self.path, self.precision = folder / f"{name}.onnx", precision
         self._data = (folder / f"{name}.data").open("wb")
@@ -119,10 +121,18 @@ class GraphWriter:
         """[..., K] times a torch weight [N, K] → [..., N], in the graph's precision."""
         if self.precision == "fp32":
             return self.op("MatMul", x, self.weight(weight.T))
-        bits, block = BITS[self.precision]
-        values, scales = quantise(weight, bits, block)
+        bits, block = self.bits_and_block
+        values, scales = self.quantised(weight)
         sizes = {"N": weight.shape[0], "K": weight.shape[1], "bits": bits, "block_size": block}
-        return self.op("MatMulNBits", x, self.weight(values), self.weight(scales), accuracy_level=4, **sizes)  # 4: int8 activations
+        return self.op("MatMulNBits", x, self.weight(values), self.weight(scales), accuracy_level=self.accuracy_level, **sizes)
+
+    @property
+    def bits_and_block(self) -> tuple[int, int]:
+        return BITS[self.precision]
+
+    def quantised(self, weight: Array) -> tuple[Array, Array]:
+        """Values and scales of a linear layer, as ``quantise`` has them; bench/full_size.py draws them instead."""
+        return quantise(weight, *self.bits_and_block)
 
     def rms_norm(self, x: str, weight: Array, eps: float) -> str:
         """x / rms(x) * weight over the last axis; fp32 inside."""
