@@ -144,8 +144,8 @@ class Crowd:
 
 
 async def visitor(live: Live, seed: int, audio_s: float, crowd: Crowd) -> None:
-    """Sessions one after another, until so much audio was said: some lose their connection and come back, some leave without a word, some
-    read slowly; each that stays to its end has its own words."""
+    """Sessions one after another, until so much time has passed on the clock of the audio, half of it away: some lose their connection and
+    come back, some leave without a word, some read slowly; each that stays to its end has its own words."""
     random = np.random.default_rng(seed)
     left_s = audio_s
     while left_s > 0:
@@ -154,7 +154,7 @@ async def visitor(live: Live, seed: int, audio_s: float, crowd: Crowd) -> None:
         behaviour = random.choice(["stays", "loses", "leaves", "slow"], p=[0.5, 0.2, 0.15, 0.15])
         try:
             await visit(live, samples, sentences, behaviour, int(random.integers(1, 6)), crowd)
-            left_s -= len(samples) / 16_000
+            left_s -= len(samples) / 16_000 * float(random.uniform(1, 3))  # away for up to twice as long
         except OverloadedError as error:
             assert error.retry_after_s > 0
             crowd.refused += 1
@@ -233,10 +233,10 @@ def test_twelve_come_and_go_and_seven_have_a_place() -> None:
 
 @pytest.mark.soak
 def test_sixty_four_come_and_go_for_ten_minutes() -> None:
-    """Each says ten minutes of audio in many sessions; there are sixty places."""
+    """On the clock of the audio, which is sent as fast as it goes; there are sixty places."""
     crowd, grown_mb = come_and_go(visitors=64, places=60, audio_s=600.0)
     print(f"\n{crowd}; memory grew by {grown_mb:.1f} MB in the second half")
-    assert crowd.wrong == [] and crowd.sessions > 64 * 10 and crowd.dropped > 64 and crowd.left > 64
+    assert crowd.wrong == [] and crowd.sessions > 64 * 8 and crowd.dropped > 64 and crowd.left > 64
     assert grown_mb < 5
 
 
