@@ -65,9 +65,9 @@ def _delays(axis: Any, names: Sequence[str], blocks: Sequence[Mapping[str, Any]]
         axis.vlines(at, p50, p95, color="black")
     axis.set_xticks(range(len(names)), names)
     axis.set(title="delays, ms: p50 and, above it, p95")
-    _legend(axis)
+    _legend(axis, lines=1 + max(name.count("\n") for name in names))
 
 
-def _legend(axis: Any) -> None:
-    """Below the axis, where it covers nothing."""
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, borderaxespad=0.2)
+def _legend(axis: Any, lines: int = 1) -> None:
+    """Below the axis and so many lines of names, where it covers nothing."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02 - 0.06 * lines), ncols=3, frameon=False, borderaxespad=0.2)

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,10 @@ def write(report: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "peers.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "peers.md").write_text(table(report), encoding="utf-8")
-    plot(report, folder / "peers.png")
+    named = [
+        block | {"name": fill(block["name"], 11, break_long_words=False, break_on_hyphens=False)} for block in report["blocks"]
+    ]  # names side by side below the bars
+    plot(report | {"blocks": named}, folder / "peers.png")
 
 
 def entries(model: str) -> list[Entry]:
