@@ -32,7 +32,9 @@ def finished(script: Any, workers: int, jobs: int) -> tuple[list[float], float]:
     executor = script.VirtualWorkers(loop, workers)
 
     async def job() -> float:
-        await asyncio.sleep(10.0)
+        then = loop.create_future()
+        loop.call_later(10.0, then.set_result, None)
+        await then
         await loop.run_in_executor(executor, lambda: None)
         return loop.time()
 
