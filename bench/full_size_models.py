@@ -22,7 +22,7 @@ from dragoman.model.onnx_writer import Array, GraphWriter, Precision
 from dragoman.model.torch_backend import TorchBackend
 from torch import Tensor, nn
 
-DRAWN = 1 << 20  # numbers; larger matrices repeat them
+DRAWN = 1 << 20  # numbers; matrices repeat them
 KNOWN_ROWS = 64  # of the table of embeddings: the rest of the file is a hole, and reads as zeros
 Advance = Callable[[], None]
 
@@ -44,6 +44,7 @@ class DrawnWriter(GraphWriter):
         precision: Precision = "int4" if bits == 4 else "int8"
         super().__init__(folder, name, precision)
         self._block, self.accuracy_level = block or super().bits_and_block[1], accuracy_level
+        self._drawn = 0
         rng = np.random.default_rng(0)
         self._values = rng.integers(0, 256, DRAWN, dtype=np.uint8)
         self._scales = rng.uniform(0.5, 1.5, DRAWN).astype(np.float32) / np.float32(2**bits / 12**0.5)  # of a standard deviation of 1
@@ -55,7 +56,8 @@ class DrawnWriter(GraphWriter):
     def quantised(self, weight: Array) -> tuple[Array, Array]:
         (n, k), (bits, block) = weight.shape, self.bits_and_block
         blocks = -(-k // block)
-        values = np.resize(self._values, (n, blocks, block * bits // 8))
+        self._drawn += 1  # every matrix begins elsewhere: ONNX Runtime keeps equal ones only once
+        values = np.resize(np.roll(self._values, 4099 * self._drawn), (n, blocks, block * bits // 8))
         return values, np.resize(self._scales / np.float32(k**0.5), n * blocks)
 
 
