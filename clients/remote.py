@@ -210,7 +210,7 @@ class Remote:
 
     def _forget(self) -> None:
         """What was told to the end is not needed again, whatever happens to the server."""
-        self._outbox.forget(self._sample(self._retelling.resume_ms))
+        self._outbox.forget(self._sample(self._retelling.keep_ms))
 
     def _sample(self, at_ms: int) -> int:
         return at_ms * self._start.sample_rate // 1000

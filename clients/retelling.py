@@ -30,6 +30,7 @@ from ..stream.protocol import Progress
 _TIMES = ("at_ms", "start_ms", "end_ms", "audio_ms")
 _FORMATTED = "formatted"
 _LEAD_IN_MS = 400
+_KEPT_SILENCE_MS = 2000  # a segment begins at most so long before the audio in which its server notices it, lead-in included
 
 
 @dataclass(slots=True)
@@ -72,6 +73,11 @@ class Retelling:
             return self._clocks.committed_ms
         # A segment is heard better with a little of the silence before it.
         return max(min(self._ended_ms, self._open.at_ms), self._open.at_ms - _LEAD_IN_MS)
+
+    @property
+    def keep_ms(self) -> int:
+        """Audio before this is not needed for a restart, now or later: :attr:`resume_ms` goes back when a segment begins."""
+        return min(self.resume_ms, max(self._ended_ms, self._clocks.committed_ms - _KEPT_SILENCE_MS))
 
     def restart(self, at_ms: int) -> list[Event]:
         """A new session hears the stream from ``at_ms`` on. What is told at once: audio that nobody has any more, if that is later than

@@ -9,6 +9,7 @@ import resource
 import signal
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from .flaky import long_talk
 from .listeners import check_promises, finals, session, silence, transcribe
 from .live import Live, breath, make_engine, pcm, serving
 
-CROWD_S = 3000.0  # a soak test that takes longer hangs; on a machine of its own each takes a minute or less
+CROWD_S = 180.0  # a soak test that takes longer hangs; on a machine of its own each takes a minute or less
 BLOCK = 4000  # samples in a message: 250 ms
 
 
@@ -89,7 +90,7 @@ def test_those_inside_keep_their_lag_while_others_are_refused() -> None:
         async with Remote(live.ws, block_ms=320) as remote:
 
             async def say() -> None:
-                blocks = paced(ArraySource(samples, 16_000, 100).blocks(), 16_000)
+                blocks = paced(ArraySource(samples, 16_000, block_ms=100).blocks(), 16_000)
                 while (block := await asyncio.to_thread(next, blocks, None)) is not None:
                     await remote.send(pcm(block))
                     sent_s.append(time.monotonic())
@@ -109,6 +110,7 @@ def test_those_inside_keep_their_lag_while_others_are_refused() -> None:
 
     async def test(knock: bool) -> tuple[list[float], int, int]:
         lags: list[float] = []
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(24))  # eight wait for the next piece of speech in threads
         async with serving(make_engine(ScriptedBackend(cheap), executor=None, max_sessions=8)) as live:
             talks = [asyncio.create_task(inside(live, lags)) for _ in range(8)]
             while len(live.engine.active) < 8:
@@ -229,7 +231,7 @@ def come_and_go(visitors: int, places: int, audio_s: float) -> tuple[Crowd, floa
 
 
 def sessions_alive() -> int:
-    return sum(isinstance(each, Stream | Session) for each in gc.get_objects())
+    return sum(type(each) in (Stream, Session) for each in gc.get_objects())  # isinstance would ask proxies for their class
 
 
 def resident_bytes() -> int:
