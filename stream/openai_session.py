@@ -190,8 +190,6 @@ _INPUT: TypeAdapter[AudioInput] = TypeAdapter(AudioInput)
 
 def read_event(raw: Mapping[str, Any]) -> TranscriptionEvent:
     """A JSON object → event. Raises EventError."""
-    if raw.get("type") not in _KNOWN:
-        raise EventError(f"event type {str(raw.get('type'))[:60]!r}, expected one of {', '.join(_KNOWN)}", param="type")
     return checked(_EVENT, raw, kinds=_KNOWN)
 
 
@@ -287,7 +285,10 @@ def _with(section: BaseModel, **changes: Any) -> dict[str, Any]:
 
 
 def checked(adapter: TypeAdapter[T], raw: Mapping[str, Any], prefix: str = "", kinds: Sequence[str] = ()) -> T:
-    """``prefix``: where ``raw`` stood in the event. ``kinds``: types of events, which are no keys. Raises EventError that names the key."""
+    """``prefix``: where ``raw`` stood in the event. ``kinds``: types of events, which are no keys; of others there are
+    none. Raises EventError that names the key."""
+    if kinds and raw.get("type") not in kinds:
+        raise EventError(f"event type {str(raw.get('type'))[:60]!r}, expected one of {', '.join(kinds)}", param="type")
     try:
         return adapter.validate_python(raw)
     except ValidationError as error:
