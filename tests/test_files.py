@@ -187,12 +187,13 @@ def test_a_client_that_leaves_costs_nothing_more() -> None:
 
 def test_a_file_is_not_closed_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """libsndfile takes the whole process down if it is."""
-    go, reading = threading.Event(), threading.Event()
+    go, began, reading = threading.Event(), threading.Event(), threading.Event()
     closed_while: list[bool] = []
 
     class Slow(ArraySource):
         def blocks(self) -> Iterator[Floats]:
             reading.set()
+            began.set()
             go.wait(20)
             reading.clear()
             yield from super().blocks()
@@ -204,8 +205,10 @@ def test_a_file_is_not_closed_while_it_is_read(monkeypatch: pytest.MonkeyPatch) 
 
     async def test() -> None:
         async with serving(make_engine()) as live:
-            leaving = asyncio.create_task(leave(live, body(audio()), after_bytes=0, first=reading.is_set))
-            for _ in range(2000):
+            leaving = asyncio.create_task(leave(live, body(audio()), after_bytes=0, first=began.is_set))
+            while not began.is_set():
+                await breath()
+            for _ in range(2000):  # the client is gone: time enough to close too early
                 await breath()
             go.set()
             await leaving
