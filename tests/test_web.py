@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import soundfile
 from dragoman.clients.render import CaptionRenderer, TextRenderer
+from dragoman.clients.retelling import Retelling
 from dragoman.model.backend import Floats
 from dragoman.stream.captions import CueTimes, cut_cues, spread, srt, vtt
-from dragoman.stream.events import Event
+from dragoman.stream.events import Event, to_mapping
 
 from .fakes import scripted_translation, speech
 from .listeners import finals, session, silence, transcribe
+from .test_lost_connections import hearing
 
 pytest.importorskip("selenium", reason="needs the [dev] extra")
 
@@ -264,6 +267,66 @@ def test_a_lost_connection_costs_no_word(page: Page, service: Service, clip: Pat
     assert page.texts(".committed") == [FIRST, SECOND]
     assert service.cuts == 2 and service.engine.opened_count == 1
     assert page.find("#error") is None
+
+
+@pytest.mark.parametrize("cuts", [[20_000], [60_000, 40_000], [150_000], [220_000, 60_000]])
+def test_servers_that_are_started_again_cost_no_word(page: Page, service: Service, clip: Path, cuts: list[int]) -> None:
+    """Behind the same address another server answers, which knows nothing of the session."""
+    others = [Service({}) for _ in cuts]
+    for other in others:
+        other.start()
+    try:
+        # A connection that asks for the lost session comes before each that begins anew.
+        service.cut_after_bytes = [after_bytes for cut in cuts for after_bytes in (cut, 1 << 30)]
+        service.then_to = [other.port for other in others]
+        page.open(service.cut_port)
+        page.ask_for("de")
+        page.driver.execute_script(WATCH)
+        page.choose_file(clip)
+        page.until_state("Finished")
+        assert [one.engine.opened_count for one in (service, *others)] == [1] * (1 + len(cuts))
+    finally:
+        for other in others:
+            other.stop()
+    assert page.texts(".committed") == [FIRST, SECOND]
+    assert page.texts(".translation") == [scripted_translation(text, "de") for text in (FIRST, SECOND)]
+    check_steadiness(page.driver.execute_script("return window.seen"))
+    assert page.find("#error") is None and page.texts(".note") == []
+
+
+TELL = """
+const [lives, done] = arguments;
+import('/retelling.js').then(({Retelling}) => {
+  const retelling = new Retelling(), told = [];
+  retelling.targets = lives[0].targets;
+  for (const {events, start_ms} of lives) {
+    if (start_ms !== null) told.push(...retelling.restart(start_ms));
+    for (const event of events) told.push(...retelling.tell(event));
+    told.push({resume_ms: retelling.resume_ms, keep_ms: retelling.keep_ms});
+  }
+  done(told);
+});
+"""
+
+
+def test_the_page_retells_as_the_client_does(page: Page, service: Service) -> None:
+    """The same events, servers that die after any of them, audio that is still there or not: the same is told."""
+    page.open(service.port)
+    rng = random.Random(5)
+    for _ in range(60):
+        targets, translation = rng.choice([((), "stable"), (("de",), "stable"), (("de", "fr"), "draft")])
+        retelling, told, lives = Retelling(), list[dict[str, Any]](), list[dict[str, Any]]()
+        retelling.targets = targets
+        for number in range(3):
+            start_ms = retelling.resume_ms + rng.choice([0, 0, 0, 700]) if number else None
+            if start_ms is not None:
+                told += [to_mapping(event) for event in retelling.restart(start_ms)]
+            heard = hearing(rng.randrange(4), start_ms or 0, targets, translation)
+            heard = heard if number == 2 else heard[: rng.randrange(len(heard))]
+            told += [to_mapping(each) for event in heard for each in retelling.tell(event)]
+            told.append({"resume_ms": retelling.resume_ms, "keep_ms": retelling.keep_ms})
+            lives.append({"targets": targets, "start_ms": start_ms, "events": [to_mapping(event) for event in heard]})
+        assert page.driver.execute_async_script(TELL, lives) == json.loads(json.dumps(told))
 
 
 def test_a_busy_server_is_asked_again(page: Page, service: Service, clip: Path) -> None:

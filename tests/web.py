@@ -36,11 +36,13 @@ class Service:
     """The real app and engine, and in front of them a port that breaks connections.
 
     ``cut_after_bytes``: the next connections through ``cut_port`` break after so many bytes from the browser; then it only passes on.
+    ``then_to``: ports of the servers that are there after each break; none: the same one.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = Options.model_validate(options)
         self.cut_after_bytes: list[int] = []
+        self.then_to: list[int] = []
         self.cuts = 0
         self._started, self._thread = threading.Event(), threading.Thread(target=lambda: asyncio.run(self._run()))
 
@@ -64,12 +66,13 @@ class Service:
             self.port = self._server.servers[0].sockets[0].getsockname()[1]
             proxy = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
             self.cut_port = proxy.sockets[0].getsockname()[1]
+            self._passes_to = self.port
             self._started.set()
             await serving
             proxy.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._passes_to)
         down = asyncio.create_task(self._copy(inner_reader, writer))
         await self._copy(reader, inner_writer, may_cut=True)
         down.cancel()
@@ -84,6 +87,7 @@ class Service:
                     left_bytes = self.cut_after_bytes.pop(0)
                 if left_bytes is not None and (left_bytes := left_bytes - len(data)) < 0:
                     self.cuts += 1
+                    self._passes_to = self.then_to.pop(0) if self.then_to else self._passes_to
                     return
                 writer.write(data)
                 await writer.drain()

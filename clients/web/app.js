@@ -95,7 +95,7 @@ function openSource() {
 /** First press: everything heard is still written down. Second press, or no server yet: give up. */
 function stop() {
   source?.stop();
-  if (!stream?.session || stream.finishing) stream?.close(null);
+  if (!stream?.everReady || stream.finishing) stream?.close(null);
   else {
     stream.finish();
     status.state("wait", "Finishing…");

@@ -1,8 +1,9 @@
 /**
  * One stream on the native socket (docs/protocol.md): audio out, events in, and on with it when the connection is lost.
  *
- * Audio is kept until the server confirms it. After a lost connection the session is resumed, and what the server lacks is sent again: no
- * word is lost and none comes twice.
+ * After a lost connection the session is resumed, and what the server lacks is sent again: no word is lost and none comes twice. A server
+ * that no longer knows the session was started again (or had waited too long): a new session hears from where everything had been told to
+ * the end, for which audio is kept until then; what was told stays (retelling.js).
  *
  * @typedef {{code: string, message: string, retry_after_s?: number}} Failure
  * @typedef {{
@@ -16,6 +17,7 @@
  */
 
 import { subprotocols } from "./key.js";
+import { Retelling } from "./retelling.js";
 import { Unconfirmed } from "./unconfirmed.js";
 
 const KEPT_S = 120; // audio kept without a connection; older audio becomes a gap
@@ -25,6 +27,7 @@ const KEEP_ALIVE_MS = 20_000;
 const BACKOFF_S = [0.25, 0.5, 1, 2, 4, 8];
 const SHORTEST_RETRY_S = 0.5;
 const BUSY_RETRY_S = 5;
+const FRUITLESS = 3; // servers in a row that were lost before they told anything: it may be this audio that kills them
 
 export class Stream {
   /**
@@ -38,10 +41,14 @@ export class Stream {
     this.handlers = handlers;
     this.audio = new Unconfirmed(KEPT_S * start.sample_rate);
     this.sample_rate = start.sample_rate;
+    this.retelling = new Retelling();
     this.session = "";
     this.lastSeq = 0;
+    this.firstSample = 0; // of the stream, that the present session has heard
+    /** @type {number[]} where other sessions began, in samples */
+    this.restarts = [];
     this.resume_s = 60;
-    this.finishing = this.finishSent = this.ready = this.closed = this.everOpen = false;
+    this.finishing = this.finishSent = this.ready = this.closed = this.everOpen = this.everReady = false;
     /** @type {Failure | null} */
     this.failure = null;
     /** @type {number | null} when the connection was lost, ms of the page's clock */
@@ -59,7 +66,7 @@ export class Stream {
 
   /** Audio that was handed over and is not yet safe with the server, in seconds. */
   get unconfirmed_s() {
-    return (this.audio.end - this.audio.begin) / this.sample_rate;
+    return (this.audio.end - this.audio.confirmed) / this.sample_rate;
   }
 
   /** @param {Int16Array} samples */
@@ -102,10 +109,13 @@ export class Stream {
     switch (message.type) {
       case "ready":
         return this.begin(message);
-      case "progress":
-        this.audio.confirm(message.received_samples);
-        this.handlers.progress?.(message.clocks, message.level);
+      case "progress": {
+        const clocks = this.retelling.progressed(message.clocks, message.seq === this.lastSeq);
+        this.audio.confirm(this.firstSample + message.received_samples);
+        this.forget();
+        this.handlers.progress?.(clocks, message.level);
         return this.pump();
+      }
       case "notice":
         return this.handlers.notice?.(message.message, message.within_s);
       case "error":
@@ -114,8 +124,9 @@ export class Stream {
       default:
         if (message.seq <= this.lastSeq) return; // came before the connection was lost
         this.lastSeq = message.seq;
-        this.handlers.event?.(message);
-        this.handlers.progress?.(message.clocks);
+        for (const told of this.retelling.tell(message)) this.handlers.event?.(told);
+        this.forget();
+        this.handlers.progress?.(this.retelling.clocks);
         if (message.type === "ended") this.close(null);
     }
   }
@@ -124,13 +135,40 @@ export class Stream {
   begin(message) {
     this.session = message.session;
     this.resume_s = message.limits.resume_s;
-    this.ready = true;
+    this.ready = this.everReady = true;
     this.lostAt_ms = null;
     this.attempts = 0;
-    this.audio.confirm(message.received_samples);
-    this.audio.rewind(message.received_samples);
+    this.retelling.targets = message.targets;
+    this.audio.confirm(this.firstSample + message.received_samples);
+    this.audio.rewind(this.firstSample + message.received_samples);
     this.handlers.ready?.(message);
     this.pump();
+  }
+
+  /** Audio of which everything was told is not needed again. */
+  forget() {
+    this.audio.forget(this.sampleAt(this.retelling.keep_ms));
+  }
+
+  /** @param {number} at_ms */
+  sampleAt(at_ms) {
+    return Math.floor((at_ms * this.sample_rate) / 1000);
+  }
+
+  /** The server does not know the session any more: another one begins. False: that has helped too often already. */
+  startAnew() {
+    const { retelling, audio, sample_rate } = this;
+    const first = Math.max(this.sampleAt(retelling.resume_ms), audio.begin);
+    const last = this.restarts.slice(-FRUITLESS);
+    if (last.length === FRUITLESS && last.every((earlier) => earlier === first)) return false;
+    this.restarts.push(first);
+    const at_ms = Math.max(retelling.resume_ms, Math.ceil((first * 1000) / sample_rate));
+    for (const told of retelling.restart(at_ms)) this.handlers.event?.(told);
+    audio.startOver(first);
+    this.firstSample = first;
+    this.session = "";
+    this.lastSeq = 0;
+    return true;
   }
 
   /** Gives the socket as much audio as it should hold, then the end of the stream. */
@@ -167,6 +205,7 @@ export class Stream {
     if (failure && ["overloaded", "draining"].includes(failure.code) && !this.session) {
       return this.retry("busy", failure.retry_after_s ?? BUSY_RETRY_S, failure.message);
     }
+    if (failure?.code === "unknown_session" && this.session && this.startAnew()) return this.connect();
     if (failure && failure.code !== "idle") return this.close(failure);
     if (!this.everOpen) return this.close({ code: "unreachable", message: `no answer from ${this.url}` });
     const now_ms = performance.now();

@@ -1,4 +1,4 @@
-/** Audio that the server has not yet confirmed, by sample number; what is to be sent next is a place in it. Pure. */
+/** Audio that may have to be sent again, by sample number; what is to be sent next is a place in it. Pure. */
 
 export class Unconfirmed {
   /** @param {number} most_samples kept at most; older ones are forgotten, and `skipForgotten` tells how many */
@@ -8,6 +8,7 @@ export class Unconfirmed {
     this.blocks = [];
     this.end = 0; // number of the sample that comes next
     this.cursor = 0; // number of the sample to be sent next
+    this.confirmed = 0; // samples before this number are with the server
   }
 
   /** Number of the oldest sample that is kept. */
@@ -22,15 +23,26 @@ export class Unconfirmed {
     while (this.end - this.begin > this.most_samples) this.blocks.shift();
   }
 
-  /** Samples before number `count` are safe with the server. @param {number} count */
+  /** Samples before number `count` are with the server, as long as it lives. @param {number} count */
   confirm(count) {
-    while (this.blocks.length && this.blocks[0].at + this.blocks[0].samples.length <= count) this.blocks.shift();
-    this.cursor = Math.max(this.cursor, Math.min(count, this.end));
+    this.confirmed = Math.max(this.confirmed, Math.min(count, this.end));
+    this.cursor = Math.max(this.cursor, this.confirmed);
+  }
+
+  /** Samples before number `count` are not wanted again, whatever happens to the server. @param {number} count */
+  forget(count) {
+    const before = Math.min(count, this.confirmed);
+    while (this.blocks.length && this.blocks[0].at + this.blocks[0].samples.length <= before) this.blocks.shift();
   }
 
   /** Send again from sample number `count` on. @param {number} count */
   rewind(count) {
     this.cursor = count;
+  }
+
+  /** Nobody has anything from sample number `count` on. @param {number} count */
+  startOver(count) {
+    this.cursor = this.confirmed = count;
   }
 
   /** How many samples were forgotten before they could be sent; asked once, they are passed over. */
