@@ -170,6 +170,7 @@ def block_report(block: BlockFigures) -> dict[str, Any]:
         "word_ends_from": "reference alignment" if block.by_alignment else "the session's own word times (estimates)",
         "first_partial": asdict(block.first_partial),
         "final_delay": asdict(block.final_delay),
+        "final_work": asdict(block.final_work),
         "normalised_erasure": None if erasure.normalised is None else round(erasure.normalised, 4),
         "erased_words": erasure.erased,
         "final_words": erasure.final,

@@ -29,6 +29,7 @@ ROWS: tuple[Row, ...] = (
     ("  utterances measured", _count("first_partial")),
     ("end of speech to final, p50 / p95", _delay("final_delay")),
     ("  utterances measured", _count("final_delay")),
+    ("end noticed to final, p50 / p95", _delay("final_work")),
     ("normalised erasure", lambda block: _number(block["normalised_erasure"], "", 3)),
     ("CPU s for an audio second", lambda block: _number(block["cpu_s_per_audio_s"], "", 3)),
     ("real-time factor (wall clock)", lambda block: _number(block["compute_s_per_audio_s"], "", 3)),

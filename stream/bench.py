@@ -18,7 +18,7 @@ from ..model.scoring import WordErrors, word_errors
 from ..model.work import run
 from .config import SessionOptions
 from .events import Final
-from .measures import Delays, Erasure, commit_lags, delays, erasure, final_delays, first_partials
+from .measures import Delays, Erasure, commit_lags, delays, erasure, final_delays, final_works, first_partials
 from .session import Session
 from .simulate import PIECE_MS, Turn, in_pieces, simulate
 from .talk import Clip, Talk, hiss, make_talks
@@ -39,6 +39,7 @@ class BlockFigures:
     by_alignment: bool  # of the commit lags: ends of words from a reference alignment, else from the session
     first_partial: Delays
     final_delay: Delays
+    final_work: Delays  # from when a segment's end was there to be noticed
     erasure: Erasure
     audio_s: float
     compute_s: float
@@ -65,7 +66,7 @@ class Tally:
     def __init__(self, block_ms: int) -> None:
         self.block_ms = block_ms
         self._aware_ms, self._unaware_ms = list[float](), list[float]()
-        self._first_ms, self._final_ms = list[float](), list[float]()
+        self._first_ms, self._final_ms, self._work_ms = list[float](), list[float](), list[float]()
         self._words = self._utterances = self._erased = self._final_words = 0
         self._aligned = True
         self._references, self._texts = list[str](), list[str]()
@@ -79,6 +80,7 @@ class Tally:
         self._aligned = self._aligned and lags.by_alignment
         self._first_ms += first_partials(turns, talk)
         self._final_ms += final_delays(turns, talk)
+        self._work_ms += final_works(turns)
         self._utterances += len(talk.utterances)
         self._erased, self._final_words = self._erased + erased.erased, self._final_words + erased.final
         self._references.append(talk.text)
@@ -98,6 +100,7 @@ class Tally:
             self._aligned,
             delays(self._first_ms, self._utterances),
             delays(self._final_ms, self._utterances),
+            delays(self._work_ms, len(self._work_ms)),
             Erasure(self._erased, self._final_words),
             self._audio_s,
             self._compute_s,

@@ -166,6 +166,11 @@ def final_delays(turns: Sequence[Turn], talk: Talk) -> list[float]:
     return found
 
 
+def final_works(turns: Sequence[Turn]) -> list[float]:
+    """From when the audio that ended a segment was there to its Final, in ms: what comes on top of the silence that ends it."""
+    return [turn.behind_ms for turn in turns for event in turn.events if isinstance(event, Final)]
+
+
 def _segments(turns: Sequence[Turn]) -> list[_Segment]:
     segments: list[_Segment] = []
     for turn in turns:

@@ -86,6 +86,7 @@ def test_exact_figures_of_known_commits() -> None:
     assert found.by_alignment
     assert found.first_partial == Delays(1, 1, 400.0, 400.0)
     assert found.final_delay == Delays(1, 1, 600.0, 600.0)
+    assert found.final_work == Delays(1, 1, 0.0, 0.0)
     assert (found.erasure.erased, found.erasure.final) == (1, 4)
     assert found.errors.rate == 0.0 and found.errors.words == 4
     assert (found.audio_s, found.compute_s, found.cpu_s, found.behind_ms, found.peak_memory_mb) == (3.6, 0.0, 0.0, 0.0, 50.0)
@@ -102,6 +103,7 @@ def test_slow_work_is_part_of_the_lag() -> None:
     assert found.commit_lag.p50_ms == pytest.approx(np.percentile(lags, 50)) and found.commit_lag_unaware.p50_ms == 760.0
     assert found.first_partial.p50_ms == pytest.approx(1.5 * 1400 + 40 - 1000)
     assert found.final_delay.p50_ms == pytest.approx(1.5 * 3200 + 40 - 2600)
+    assert found.final_work.p50_ms == pytest.approx(1.5 * 3200 + 40 - 3200)
     assert found.compute_s == pytest.approx(0.060 * 91) and found.cpu_s == pytest.approx(0.020 * 91)  # 90 pieces and the finish
     assert found.behind_ms == pytest.approx(1.5 * 3600 + 40 - 3600 + 60)
 

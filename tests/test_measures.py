@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dragoman.stream.events import Clocks, Event, Final, Partial, SpeechStarted, Word
-from dragoman.stream.measures import commit_lags, delays, erasure, final_delays, first_partials, matched
+from dragoman.stream.measures import commit_lags, delays, erasure, final_delays, final_works, first_partials, matched
 from dragoman.stream.simulate import Turn
 from dragoman.stream.talk import Clip, Talk, Utterance
 
@@ -120,6 +120,11 @@ def test_an_event_without_text_is_no_first_partial_but_a_final_with_text_is() ->
 
 def test_final_counts_from_the_end_of_speech() -> None:
     assert final_delays(TURNS, TALK) == [2450 - 1500]
+
+
+def test_the_work_behind_a_final_counts_from_the_audio_that_ended_the_segment() -> None:
+    closing = [each for each in TURNS if any(isinstance(event, Final) for event in each.events)]
+    assert final_works(TURNS) == [each.out_ms - each.arrived_ms for each in closing] and len(closing) == 1
 
 
 def test_utterances_that_share_a_segment() -> None:
