@@ -107,6 +107,12 @@ class SessionOptions(_Section):
         default="stable", description="stable: finished segments only; draft: unfinished ones too, for the time being"
     )
     block_ms: int = Field(default=640, ge=80, le=4000, description="audio between two hypotheses: 320 is quick, 640 the default, 960 calm")
+    hold_back_words: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="newest words of the unstable tail that are not shown yet: more is calmer, and later; what is committed stays the same",
+    )
     carry_over: bool = Field(
         default=True, description="the last sentence goes into the next segment's prompt, where the model has a place for it"
     )

@@ -283,10 +283,11 @@ class Session:
         if text.ends_sentence and not text.unstable_ids:
             self._endpointer.sentence_ended()
         words = tuple(text.words[first:])
-        if words or text.tail != self._told_tail:
+        tail = text.shown_tail(0 if self._word_is_over else self.options.hold_back_words)
+        if words or tail != self._told_tail:
             self._tell_text(segment)
-            self._told_tail = text.tail
-            self._events.append(Partial(self.clocks, self._index, "".join(word.text for word in words), text.tail, words))
+            self._told_tail = tail
+            self._events.append(Partial(self.clocks, self._index, "".join(word.text for word in words), tail, words))
         if words and self.options.translation == "draft":
             yield from self._draft_translations(segment)
 
@@ -339,11 +340,15 @@ class Session:
         late_frames = max(0, self._delay_frames - segment.padded_frames)  # a word is known so much later than it is heard
         known_frame = min(endpointer.last_speech_frame + 1, segment.heard_frame - late_frames)
         heard_ms = min(self._ms(known_frame), self._pcm.received_ms)
-        word_is_over = endpointer.silent_frames >= self._trailing_frames
         audio_s = segment.heard_frames * self._frame_ms / 1000
-        first = yield from segment.guess(audio_s=audio_s, heard_ms=heard_ms, word_is_over=word_is_over)
+        first = yield from segment.guess(audio_s=audio_s, heard_ms=heard_ms, word_is_over=self._word_is_over)
         self._committed_ms = max(self._committed_ms, segment.transcript.committed_ms)
         return first
+
+    @property
+    def _word_is_over(self) -> bool:
+        """Whether silence shows that the last word is complete."""
+        return self._endpointer.silent_frames >= self._trailing_frames
 
     def _tell_text(self, segment: Segment) -> None:
         if self.stats.first_text_ms is None:

@@ -83,6 +83,14 @@ class Transcript:
         self._append(rest, self.committed_ms, self.committed_ms, 0.0, first_word=first)
         return first
 
+    def shown_tail(self, held_words: int) -> str:
+        """The tail without its last words, which are the likeliest to change: Arivazhagan et al. 2020 (arXiv 2004.03643) mask them."""
+        if not held_words:
+            return self.tail
+        ids = self.unstable_ids
+        starts = [place for place, token in enumerate(ids) if place == 0 or starts_word(self._tokenizer, token)]
+        return self._tail_text(ids[: starts[-held_words]] if len(starts) > held_words else [])
+
     def decode(self, ids: Sequence[int]) -> str:
         """Ids that are no part of this transcript → text."""
         return self._tokenizer.decode(ids)
@@ -91,7 +99,7 @@ class Transcript:
         times = self._times(ids, heard_ms)
         self._unstable = [_Token(int(token), logprob, *time) for token, logprob, time in zip(ids, logprobs, times, strict=True)]
         self._heard_ms = max(self._heard_ms, heard_ms)
-        self.tail = self._tail_text()
+        self.tail = self._tail_text(self.unstable_ids)
 
     def _times(self, ids: Sequence[int], heard_ms: int) -> list[tuple[int, int]]:
         """When each token was said. One that was there before keeps its time, and what stands in place of others has theirs: a word that
@@ -139,7 +147,7 @@ class Transcript:
             self._append(self._stream.push([token.id]), token.start_ms, token.end_ms, token.logprob, first_word=first)
         del self._unstable[:count]
         self._respell(first)
-        self.tail = self._tail_text()
+        self.tail = self._tail_text(self.unstable_ids)
         return first
 
     def _spelt_tokens(self, ids: Sequence[int], count: int) -> int:
@@ -176,11 +184,12 @@ class Transcript:
             self._last_logprobs.append(logprob)
             self.words[-1] = Word(last.text + piece, last.start_ms, end_ms, fmean(self._last_logprobs))
 
-    def _tail_text(self) -> str:
-        if not self._unstable:
+    def _tail_text(self, ids: Sequence[int]) -> str:
+        """Unstable ids as they read behind the committed text."""
+        if not ids:
             return ""
         committed = self._tokenizer.decode(self.committed_ids)
-        both = self._tokenizer.decode([*self.committed_ids, *self.unstable_ids]).rstrip(_REPLACEMENT)
+        both = self._tokenizer.decode([*self.committed_ids, *ids]).rstrip(_REPLACEMENT)
         tail = both[len(committed) :]
         if self._spelling:
             pieces = _PIECES.findall(tail)

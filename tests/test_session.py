@@ -424,6 +424,25 @@ def test_blocks_set_the_pace() -> None:
     assert counts[0] > 1.7 * counts[1] > 1.7 * counts[2]
 
 
+@pytest.mark.parametrize("held", [1, 2, 5])
+def test_words_that_are_held_back_change_nothing_but_the_tail(held: int) -> None:
+    """The newest words are shown when others have followed, or when silence shows that they are over."""
+    audio = np.concatenate([speech("the quick brown fox jumps over a lazy dog.", silence_s=1.5), speech("five trains", silence_s=1.5)])
+    plain, calm = (transcribe(session(hold_back_words=words), audio) for words in (0, held))
+    check_promises(calm)
+    partials = {event.clocks.processed_ms: event for event in plain if isinstance(event, Partial)}
+    assert [event for event in calm if not isinstance(event, Partial)] == [event for event in plain if not isinstance(event, Partial)]
+    assert [word for event in calm if isinstance(event, Partial) for word in event.words] == [
+        word for event in partials.values() for word in event.words
+    ]
+    spoken = [event for event in calm if isinstance(event, Partial)]
+    for event in spoken:
+        tail = partials[event.clocks.processed_ms].tail
+        assert tail.startswith(event.tail)
+        assert len(event.tail.split()) in (max(0, len(tail.split()) - held), len(tail.split()))
+    assert any(event.tail != partials[event.clocks.processed_ms].tail for event in spoken)
+
+
 @pytest.mark.parametrize("at_ms", [0, 30, 200, 1000, 1390, 1720, 2500, 4000])
 def test_a_commit_ends_the_segment_and_loses_nothing(at_ms: int) -> None:
     samples = np.concatenate([speech("the quick brown fox", silence_s=1.0), speech("jumps over a", silence_s=1.0)])

@@ -146,6 +146,16 @@ def test_an_unfinished_character_is_held_back_and_told_at_the_flush(tokenizer: T
     assert "".join(word.text for word in transcript.words) == transcript.text
 
 
+def test_the_shown_tail_lacks_whole_words(tokenizer: Tokenizer) -> None:
+    transcript = Transcript(tokenizer, 0)
+    update(transcript, "the quick brown")
+    assert [transcript.shown_tail(held) for held in range(5)] == ["the quick brown", "the quick", "the", "", ""]
+    update(transcript, "the quick fox.")
+    assert [transcript.shown_tail(held) for held in range(3)] == [" fox.", "", ""]
+    update(transcript, "")
+    assert transcript.shown_tail(0) == transcript.shown_tail(1) == ""
+
+
 def test_scripts_without_spaces_commit_character_by_character(tokenizer: Tokenizer) -> None:
     assert starts_word(tokenizer, tokenizer.encode("the")[0])
     assert not starts_word(tokenizer, tokenizer.encode("zebra")[1])
