@@ -108,7 +108,7 @@ class SessionOptions(_Section):
     )
     block_ms: int = Field(default=640, ge=80, le=4000, description="audio between two hypotheses: 320 is quick, 640 the default, 960 calm")
     hold_back_words: int = Field(
-        default=0,
+        default=1,
         ge=0,
         le=10,
         description="newest words of the unstable tail that are not shown yet: more is calmer, and later; what is committed stays the same",

@@ -31,7 +31,7 @@ for needed in NEEDED:
     pytest.importorskip(needed)
 
 DOCS = (Path(__file__).parents[1] / "docs" / "bench.md").read_text(encoding="utf-8")
-BLOCK = SessionOptions(block_ms=640)
+BLOCK = SessionOptions(block_ms=640, hold_back_words=0)
 
 
 def clip(said: str, text: str | None = None) -> Clip:
@@ -125,7 +125,7 @@ def test_figures_are_summed_over_talks() -> None:
 
 
 def test_every_block_size_hears_every_talk() -> None:
-    settings = [SessionOptions(block_ms=block) for block in (320, 960)]
+    settings = [SessionOptions(block_ms=block, hold_back_words=0) for block in (320, 960)]
     heard_s: list[float] = []
     small, large = bench().streaming([talk(SAID)], settings, heard_s.append)
     assert (small.block_ms, large.block_ms) == (320, 960) and small.texts == large.texts

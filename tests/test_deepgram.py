@@ -155,7 +155,7 @@ def test_nothing_but_finals_unless_more_is_asked_for() -> None:
 
 
 def test_interim_results_are_the_segment_so_far_and_the_final_never_loses_a_committed_word() -> None:
-    told, _ = ask(PLAIN + "&interim_results=true", *pieces(TWO), CLOSE, block_ms=320)
+    told, _ = ask(PLAIN + "&interim_results=true", *pieces(TWO), CLOSE, block_ms=320, hold_back_words=0)
     committed: list[dict[str, Any]] = []
     for message in told[:-1]:
         words = message["channel"]["alternatives"][0]["words"]

@@ -228,7 +228,7 @@ def test_the_same_events_as_torch_on_a_talk(model: Path, clips: Path) -> None:
     told: list[list[Any]] = []
     for runtime in ("torch", "onnx"):
         source = FileSource(clips / "talk.ogg")
-        options = SessionOptions.model_validate({"targets": ("de",), "vad": {"kind": "webrtc"}, "block_ms": 320})
+        options = SessionOptions.model_validate({"targets": ("de",), "vad": {"kind": "webrtc"}, "block_ms": 320, "hold_back_words": 0})
         loaded = load(model, runtime=runtime, threads=1)
         session = Session(loaded, options, sample_rate=source.sample_rate, channels=source.channels, encoding="float32")
         told.append([event for block in source.blocks() for event in session.push(block)] + session.finish())
