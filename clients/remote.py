@@ -60,6 +60,7 @@ class Remote:
         style: str | None = None,
         translation: Literal["stable", "draft"] | None = None,
         block_ms: int | None = None,
+        hold_back_words: int | None = None,
         # Access
         key: str | None = None,
         # Parts that may be given
@@ -89,6 +90,7 @@ class Remote:
                 style=style,
                 translation=translation,
                 block_ms=block_ms,
+                hold_back_words=hold_back_words,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error

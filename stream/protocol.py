@@ -97,6 +97,7 @@ class Start(_Message):
     style: str | None = Field(default=None, max_length=200)
     translation: Literal["stable", "draft"] | None = None
     block_ms: int | None = Field(default=None, ge=80, le=4000)
+    hold_back_words: int | None = Field(default=None, ge=0, le=10)
 
 
 class Resume(_Message):

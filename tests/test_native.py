@@ -43,6 +43,17 @@ def test_audio_in_events_out() -> None:
     assert code == 1000
 
 
+def test_who_wants_calm_captions_says_so() -> None:
+    async def tails(held: int) -> list[str]:
+        async with serving(make_engine()) as live, talking(live, block_ms=320, hold_back_words=held) as (socket, _):
+            await send(socket, speech("the quick brown fox jumps over", silence_s=1.0))
+            await socket.send(FINISH)
+            return [message["tail"] for message in await rest(socket) if message["type"] == "partial"]
+
+    quick, calm = run(tails(0)), run(tails(10))
+    assert sum(map(bool, quick)) > 3 and sum(map(bool, calm)) <= 1, "the end is shown when silence follows"
+
+
 @pytest.mark.parametrize(
     ("sample_rate", "channels", "encoding"), [(48000, 2, "pcm_f32le"), (44100, 1, "pcm_s16le"), (8000, 1, "pcm_s16le")]
 )

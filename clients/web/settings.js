@@ -2,6 +2,12 @@
 
 const KEY = "dragoman";
 const REMEMBERED = ["language", "block", "translation", "device", "speed", "glossary", "size"];
+/** How captions come: audio between two hypotheses, and words that wait until others have followed. */
+const PACES = {
+  320: { block_ms: 320, hold_back_words: 0 },
+  640: { block_ms: 640, hold_back_words: 1 },
+  960: { block_ms: 960, hold_back_words: 2 },
+};
 const SIZE_STEP = 0.1;
 
 export class Settings {
@@ -56,7 +62,7 @@ export class Settings {
     return {
       ...(this.offered && { targets: this.targets }),
       ...(this.offered && this.field("language").value && { language: this.field("language").value }),
-      ...(this.field("block").value && { block_ms: Number(this.field("block").value) }),
+      ...PACES[/** @type {"320"} */ (this.field("block").value)],
       ...(this.field("translation").value && { translation: this.field("translation").value }),
       ...(glossary.length && { glossary }),
     };
