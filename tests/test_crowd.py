@@ -205,9 +205,10 @@ async def visit(live: Live, samples: Floats, sentences: list[str], behaviour: st
         crowd.wrong.append(f"{finals(read)} for {sentences}")
 
 
-def come_and_go(visitors: int, places: int, audio_s: float) -> tuple[Crowd, float]:
-    """A crowd, and by how many MB the process grew between half time and the end, what lies free in its heap given back."""
-    grown: list[int] = []
+def come_and_go(visitors: int, places: int, audio_s: float) -> tuple[Crowd, float, int]:
+    """A crowd, by how many MB the process grew between half time and the end, what lies free in its heap given back, and by how many
+    objects of Python's."""
+    grown, objects = list[int](), list[int]()
     gc.collect()
     before = sessions_alive()
 
@@ -225,12 +226,13 @@ def come_and_go(visitors: int, places: int, audio_s: float) -> tuple[Crowd, floa
                 gc.collect()
                 give_back_free_memory()
                 grown.append(resident_bytes())
+                objects.append(len(gc.get_objects()))
                 assert sessions_alive() <= before, "nothing is left of those who have gone"
             assert crowd.refused <= live.engine.refused_count
         return crowd
 
     crowd = asyncio.run(asyncio.wait_for(test(), CROWD_S))
-    return crowd, (grown[1] - grown[0]) / 1e6
+    return crowd, (grown[1] - grown[0]) / 1e6, objects[1] - objects[0]
 
 
 def sessions_alive() -> int:
@@ -248,7 +250,7 @@ def give_back_free_memory() -> None:
 
 
 def test_twelve_come_and_go_and_seven_have_a_place() -> None:
-    crowd, _ = come_and_go(visitors=12, places=7, audio_s=6.0)
+    crowd, _, _ = come_and_go(visitors=12, places=7, audio_s=6.0)
     assert crowd.wrong == [] and crowd.sessions >= 12 and crowd.refused > 0
     assert crowd.dropped and crowd.left
 
@@ -256,9 +258,10 @@ def test_twelve_come_and_go_and_seven_have_a_place() -> None:
 @pytest.mark.soak
 def test_sixty_four_come_and_go_for_ten_minutes() -> None:
     """On the clock of the audio, which is sent as fast as it goes; there are sixty places."""
-    crowd, grown_mb = come_and_go(visitors=64, places=60, audio_s=600.0)
-    print(f"\n{crowd}; memory grew by {grown_mb:.1f} MB in the second half")
-    assert grown_mb < 5
+    crowd, grown_mb, objects = come_and_go(visitors=64, places=60, audio_s=600.0)
+    print(f"\n{crowd}; memory grew by {grown_mb:.1f} MB in the second half, by {objects} objects")
+    assert objects < 1000, "hundreds of sessions have come and gone meanwhile"
+    assert grown_mb < 15, "less than a second of audio for each of them"  # and 2 to 7 MB from run to run
     assert crowd.wrong == [] and crowd.sessions > 64 * 8 and crowd.dropped > 64 and crowd.left > 64
 
 
