@@ -19,11 +19,11 @@ from dragoman.model.load import Loaded, load
 from dragoman.model.scoring import word_errors
 from dragoman.model.store import Clip, Store
 from dragoman.stream import Final, Session, SessionOptions
+from dragoman.stream.simulate import in_pieces
+from dragoman.stream.talk import hiss, speech_span
 from rich.progress import track
 
-PIECE_SAMPLES = SAMPLE_RATE // 10
 PAUSE_S = 1.0  # between sentences, where there is to be one
-EDGE_SAMPLES = SAMPLE_RATE // 50  # of 20 ms: a clip is cut where it is louder than a hundredth of its loudest one
 NO_SPEECH_S = 60
 
 
@@ -49,17 +49,15 @@ def chords(time_s: Floats) -> Floats:
     return (0.05 * struck * np.sum(voices, axis=0)).astype(np.float32)
 
 
-def trimmed(wave: Floats) -> Floats:
+def trimmed(wave: Floats, name: str) -> Floats:
     """Without the silence at its ends."""
-    blocks = wave[: len(wave) // EDGE_SAMPLES * EDGE_SAMPLES].reshape(-1, EDGE_SAMPLES)
-    level = np.sqrt(np.mean(blocks**2, axis=1))
-    loud = np.flatnonzero(level > level.max(initial=0) / 100)
-    return wave[loud[0] * EDGE_SAMPLES : (loud[-1] + 1) * EDGE_SAMPLES] if len(loud) else wave
+    first, last = speech_span(wave, name)
+    return wave[first:last]
 
 
 def spoken(waves: Sequence[Floats]) -> Iterator[tuple[str, Floats]]:
     """The same speech in several ways, each as one stream."""
-    pause = np.random.default_rng(0).standard_normal(int(PAUSE_S * SAMPLE_RATE)).astype(np.float32) * 1e-3
+    pause = hiss(int(PAUSE_S * SAMPLE_RATE), np.random.default_rng(0))
     talk = np.concatenate([part for wave in waves for part in (wave, pause)])
     yield "with a second between the sentences", talk
     yield "without a pause", np.concatenate([*waves, pause])
@@ -70,8 +68,8 @@ def spoken(waves: Sequence[Floats]) -> Iterator[tuple[str, Floats]]:
 def hear(loaded: Loaded, options: SessionOptions, wave: Floats) -> list[str]:
     """Texts of the segments."""
     session = Session(loaded, options, encoding="float32")
-    pieces = range(0, len(wave), PIECE_SAMPLES)
-    events = [event for i in track(pieces, description="listening", transient=True) for event in session.push(wave[i : i + PIECE_SAMPLES])]
+    pieces = track(list(in_pieces(wave)), description="listening", transient=True)
+    events = [event for piece in pieces for event in session.push(piece)]
     return [event.text for event in [*events, *session.finish()] if isinstance(event, Final)]
 
 
@@ -97,7 +95,7 @@ def main() -> None:
     clips = enough([clip for clip in store.clips if clip.split == given.split], given.seconds)
     if not clips:
         parser.error(f"the store has no clip of split {given.split!r}; it has {sorted({clip.split for clip in store.clips})}")
-    for name, wave in spoken([trimmed(store.samples(clip)) for clip in clips]):
+    for name, wave in spoken([trimmed(store.samples(clip), clip.id) for clip in clips]):
         texts = hear(loaded, options, wave)
         errors = word_errors([" ".join(clip.text for clip in clips)], [" ".join(texts)])
         print(f"{len(clips)} clips of {given.split}, {name}, {len(wave) / SAMPLE_RATE:.0f} s: {errors}; {len(texts)} segments")

@@ -99,7 +99,6 @@ class Transcript:
         times = self._times(ids, heard_ms)
         self._unstable = [_Token(int(token), logprob, *time) for token, logprob, time in zip(ids, logprobs, times, strict=True)]
         self._heard_ms = max(self._heard_ms, heard_ms)
-        self.tail = self._tail_text(self.unstable_ids)
 
     def _times(self, ids: Sequence[int], heard_ms: int) -> list[tuple[int, int]]:
         """When each token was said. One that was there before keeps its time, and what stands in place of others has theirs: a word that

@@ -20,7 +20,7 @@ import { subprotocols } from "./key.js";
 import { Retelling } from "./retelling.js";
 import { Unconfirmed } from "./unconfirmed.js";
 
-const KEPT_S = 120; // audio kept without a connection; older audio becomes a gap
+const KEPT_S = 120; // audio kept for a lost connection or a lost server; older audio becomes a gap
 const SOCKET_BYTES = 256 * 1024; // the rest waits here, where it can still be counted
 const PUMP_MS = 100;
 const KEEP_ALIVE_MS = 20_000;
