@@ -119,9 +119,15 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         q, k, v = self.self_attn.project(self.input_layernorm(x), rotary)
-        seen = attend(self.index, q, k, v).flatten(-2)
-        x = x + self.post_attention_layernorm(self.self_attn.o_proj(seen))
-        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return self.settle(x, attend(self.index, q, k, v))
+
+    def settle(self, x: Tensor, seen: Tensor, dropout: float = 0.0) -> Tensor:
+        """What was attended to [..., H, D] and the MLP, added to the residual stream [..., d]; position by position.
+
+        ``dropout``: share of what either adds that is left out (training only).
+        """
+        x = x + F.dropout(self.post_attention_layernorm(self.self_attn.o_proj(seen.flatten(-2))), dropout, dropout > 0)
+        x = x + F.dropout(self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), dropout, dropout > 0)
         return x * self.layer_scalar  # after BOTH residual sums
 
 

@@ -19,10 +19,11 @@ from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions
 from dragoman.model.training.heads import fit_heads  # noqa: E402
 from dragoman.model.training.optim import orthogonalise  # noqa: E402
 from dragoman.model.training.package import config_of  # noqa: E402
+from dragoman.model.training.precision import compute_dtype  # noqa: E402
 from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
 from dragoman.model.training.store import StoreWriter, build_from_folder  # noqa: E402
-from dragoman.model.training.student import Depths, LossWeights, Student, plain_attention  # noqa: E402
+from dragoman.model.training.student import Depths, LossWeights, Student, answering, plain_attention  # noqa: E402
 from dragoman.model.training.teachers import WIDTH  # noqa: E402
 from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
 
@@ -63,7 +64,7 @@ def make_batches(tmp_path: Path, tokenizer: tokenizers.Tokenizer, **options: obj
     return Batches(speech, tokenizer, BatchOptions(**given), seed=7, sentences=SENTENCES)  # type: ignore[arg-type]
 
 
-def make_student() -> Student:
+def make_student(dropout: float = 0.0) -> Student:
     torch.manual_seed(0)
     sizes = SizeOptions(
         hidden_size=32,
@@ -75,7 +76,7 @@ def make_student() -> Student:
         global_head_dim=32,
         vocab_size=320,
     )
-    return Student(config_of(sizes.backbone()), Depths(1, 2, 3))
+    return Student(config_of(sizes.backbone()), Depths(1, 2, 3), dropout)
 
 
 def test_upper_case_text_gets_case_from_sentences():
@@ -269,6 +270,48 @@ def test_loss_is_finite_and_every_weight_gets_a_gradient(tmp_path: Path, tokeniz
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in student.parameters())
 
 
+@pytest.mark.parametrize("several", [0.0, 0.9])
+def test_the_last_layer_is_run_only_where_words_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: tokenizers.Tokenizer, several: float
+):
+    torch.manual_seed(0)
+    batch, student = make_batches(tmp_path, tokenizer, several=several)[1], make_student()
+    student.depths, weights = Depths(1, 1, 2), LossWeights(pointer=1.0)
+    at = answering(batch.labels)
+    assert at is not None and at.shape[1] < batch.labels.shape[1] // 2
+    assert int((batch.labels.gather(1, at) != IGNORE).sum()) == int((batch.labels != IGNORE).sum()) > 0
+    here, _ = student(batch, weights)
+    here.backward()
+    gradients = [p.grad.clone() for p in student.backbone.parameters() if p.grad is not None]
+    student.zero_grad()
+    monkeypatch.setattr("dragoman.model.training.student.answering", lambda labels: None)  # pyright: ignore
+    everywhere, _ = student(batch, weights)
+    everywhere.backward()
+    near = 1e-4 if compute_dtype() is torch.float32 else 3e-2
+    assert torch.allclose(here, everywhere, rtol=near)
+    for one, p in zip(gradients, student.backbone.parameters(), strict=True):
+        assert p.grad is not None and float((one - p.grad).norm()) <= near * float(p.grad.norm())
+
+
+def test_dropout_leaves_the_hearing_and_a_finished_model_alone(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batch, student = make_batches(tmp_path, tokenizer)[1], make_student(dropout=0.5)
+    student.depths = Depths(1, 1, 2)
+    with torch.no_grad():
+        one, two = student.hidden_states(batch), student.hidden_states(batch)
+        assert torch.equal(one[1], two[1]) and not torch.equal(one[2], two[2])
+        student.eval()
+        assert torch.equal(student.hidden_states(batch)[-1], student.hidden_states(batch)[-1])
+
+
+def test_smoothing_asks_for_less_certainty(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batch, student = make_batches(tmp_path, tokenizer)[1], make_student()
+    plain, smooth = (student(batch, LossWeights(features=0.0, characters=0.0, smoothing=smoothing))[1]["words"] for smoothing in (0.0, 0.2))
+    labels = batch.labels[batch.labels != IGNORE]
+    logits = student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1][batch.labels != IGNORE]))
+    spread = -logits.log_softmax(-1).mean()
+    assert len(labels) and smooth == pytest.approx(0.8 * plain + 0.2 * float(spread.detach()), rel=1e-3)
+
+
 def test_text_losses_do_not_reach_the_hearing_while_they_are_learnt_apart(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     student, batch = make_student(), make_batches(tmp_path, tokenizer, labelled=1.0, silence=0.0)[0]
     for apart in (True, False):
@@ -284,14 +327,14 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, to
     options = TrainOptions(
         steps=6, warmup_steps=2, mel_steps=2, hearing_steps=3, decay_from=4, log_every=100, evaluate_every=100, threads=1
     )
-    whole = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / "whole", options)
+    whole = Trainer(make_student(0.3), make_batches(tmp_path, tokenizer), tmp_path / "whole", options)
     for step in range(6):
         whole.update(whole.batches[step])
-    first = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / "cut", options)
+    first = Trainer(make_student(0.3), make_batches(tmp_path, tokenizer), tmp_path / "cut", options)
     for step in range(3):
         first.update(first.batches[step])
     first.save()
-    second = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / "cut", options)
+    second = Trainer(make_student(0.3), make_batches(tmp_path, tokenizer), tmp_path / "cut", options)
     assert second.resume() and second.step == 3
     for step in range(3, 6):
         second.update(second.batches[step])

@@ -22,6 +22,7 @@ RIDGE = 1e-3  # of the mean square of an input, added to each: the states of a l
 def fit_heads(student: Student, batches: Iterable[Batch], *, steps: int = 40) -> dict[str, float]:
     """Fit feature head and character head in place → what they leave, as the losses count it (share of variance; nats)."""
     hearing, spelling, targets, spoken = [], [], [], []
+    student.eval()
     with torch.no_grad(), autocast():
         for batch in batches:
             states = student.hidden_states(batch, max(student.depths.features, student.depths.ctc))
@@ -29,6 +30,7 @@ def fit_heads(student: Student, batches: Iterable[Batch], *, steps: int = 40) ->
             spelling.append(states[student.depths.ctc].flatten(0, 1)[batch.feature_rows].float())
             targets.append(batch.features.float())
             spoken.append(batch.characters)
+    student.train()
     figures: dict[str, float] = {}
     if sum(map(len, targets)):
         figures["features"] = _least_squares(student.feature_head, torch.cat(hearing), torch.cat(targets))

@@ -195,7 +195,7 @@ def build_trainer(options: RunOptions) -> Trainer:
     torch.set_flush_denormal(True)
     start = None if options.start_from is None else user_path(options.start_from)
     config = config_of(options.sizes.backbone()) if start is None else read_model_config(start)
-    student = Student(config, options.depths)
+    student = Student(config, options.depths, options.train.dropout)
     if start is not None:
         given = load_model(start)
         student.backbone.load_state_dict(given.backbone.state_dict())

@@ -35,6 +35,7 @@ class LossWeights:
     ctc: float = 0.0  # the same without an alignment: slower, for speech that was not aligned
     words: float = 1.0
     pointer: float = 0.0  # one head of the last layers looks where the next word is heard
+    smoothing: float = 0.0  # share of each word's probability that is spread over all tokens
     apart: bool = False  # text losses stop at the features: hearing and words are learnt at once, but apart
 
 
@@ -48,18 +49,23 @@ class Depths:
 
 
 class Student(nn.Module):
-    """``forward(batch, weights)`` → (loss, figures)."""
+    """``forward(batch, weights)`` → (loss, figures).
 
-    def __init__(self, config: ModelConfig, depths: Depths) -> None:
+    ``dropout``: share of what the layers above the features add that is left out while ``training``. Those below are never
+    short of things to learn from: they are told what to hear at every moment.
+    """
+
+    def __init__(self, config: ModelConfig, depths: Depths, dropout: float = 0.0) -> None:
         super().__init__()
         d = config.backbone.hidden_size
-        self.config, self.depths = config, depths
+        self.config, self.depths, self.dropout = config, depths, dropout
         self.backbone = Backbone(config.backbone)
         self.projector = AudioProjector(config.audio, d)
         self.mel_head = nn.Linear(d, MEL_BANDS * MEL_PER_FRAME)
         self.feature_head = nn.Linear(d, WIDTH)
         self.character_head = nn.Linear(d, len(text.CTC_CHARACTERS))
         self.run_layer: Callable[..., Tensor] = _run_layer
+        self.run_last: Callable[..., Tensor] = _run_last
         initialise(self.backbone, self.projector)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -67,13 +73,17 @@ class Student(nn.Module):
         torch._dynamo.config.allow_unspec_int_on_nn_module = True  # pyright: ignore
         torch._dynamo.config.cache_size_limit = 64  # pyright: ignore
         self.run_layer = torch.compile(_run_layer, dynamic=False)
+        self.run_last = torch.compile(_run_last, dynamic=False)
 
     def embed(self, batch: Batch) -> Tensor:
         tokens = self.backbone.embed(batch.ids) * batch.is_text[..., None]
         return (self.projector(batch.frames) + tokens).to(compute_dtype())
 
-    def hidden_states(self, batch: Batch, depth: int | None = None, *, apart: bool = False) -> list[Tensor]:
-        """Input and the output of the first ``depth`` layers (None: all), [B, T, d]; ``apart``: see LossWeights."""
+    def hidden_states(self, batch: Batch, depth: int | None = None, *, apart: bool = False, last: Tensor | None = None) -> list[Tensor]:
+        """Input and the output of the first ``depth`` layers (None: all), [B, T, d]; ``apart``: see LossWeights.
+
+        ``last`` [B, Q]: the positions at which the model's last layer is wanted, whose output is then [B, Q, d].
+        """
         b, t = batch.ids.shape
         positions = torch.arange(t)[None].expand(b, t)
         rotary = self.backbone.rotary(positions, compute_dtype())
@@ -83,12 +93,18 @@ class Student(nn.Module):
             x = states[-1]
             if apart and len(states) == self.depths.features + 1:
                 x = torch.where(batch.is_text[..., None], x, x.detach())
-            states.append(self.run_layer(layer, x, rotary, mask))
+            dropout = self.dropout if self.training and len(states) > self.depths.features else 0.0
+            if last is not None and len(states) == self.config.backbone.num_layers:
+                states.append(self.run_last(layer, x, rotary, mask, dropout, last))
+            else:
+                states.append(self.run_layer(layer, x, rotary, mask, dropout))
         return states
 
     def forward(self, batch: Batch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
         with autocast():
-            states = self.hidden_states(batch, self._depth(weights), apart=weights.apart)
+            heads_below = max(self.depths.features, self.depths.ctc) < self.config.backbone.num_layers
+            last = answering(batch.labels) if weights.words and heads_below else None
+            states = self.hidden_states(batch, self._depth(weights), apart=weights.apart, last=last)
             losses: dict[str, Tensor] = {}
             if weights.mel:
                 losses["mel"] = self._mel_loss(states[self.depths.mel], batch)
@@ -100,7 +116,9 @@ class Student(nn.Module):
                 losses["ctc"] = self._ctc_loss(states[self.depths.ctc], batch)
             figures: dict[str, float] = {}
             if weights.words and bool((batch.labels != IGNORE).any()):
-                losses["words"], figures["words_right"] = self._words_loss(states[-1], batch)
+                losses["words"], figures["words_right"] = self._words_loss(
+                    states[-1], batch.labels if last is None else batch.labels.gather(1, last), weights.smoothing
+                )
             if weights.pointer and bool((batch.windows >= 0).any()):
                 losses["pointer"] = self._pointer_loss(states, batch)
         total = torch.stack([loss * getattr(weights, name) for name, loss in losses.items()]).sum()
@@ -131,14 +149,14 @@ class Student(nn.Module):
         total = F.ctc_loss(logits, batch.ctc, batch.audio_frames[have], lengths, reduction="sum", zero_infinity=True)
         return total / lengths.sum()
 
-    def _words_loss(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
+    def _words_loss(self, x: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, float]:
         """Cross-entropy in nats for each token, and the share of tokens guessed right."""
-        labels = batch.labels.flatten()
+        labels = labels.flatten()
         asked = (labels != IGNORE).nonzero()[:, 0]
         hidden = self.backbone.norm(x.flatten(0, 1)[asked])
         logits = self.backbone.logits(hidden).float()
         right = (logits.argmax(-1) == labels[asked]).float().mean()
-        return F.cross_entropy(logits, labels[asked]), float(right)
+        return F.cross_entropy(logits, labels[asked], label_smoothing=smoothing), float(right)
 
     def _pointer_loss(self, states: list[Tensor], batch: Batch) -> Tensor:
         """-log of the attention that falls where the next word is heard, for the first head of each layer above the characters.
@@ -170,12 +188,36 @@ class Student(nn.Module):
         return error[heard].mean()
 
 
-def _run_layer(layer: nn.Module, x: Tensor, rotary: Rotary, mask: Tensor) -> Tensor:
-    def attend(_: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
-        assert k is not None and v is not None
-        return plain_attention(q, k, v, mask)
+def _run_layer(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: float) -> Tensor:
+    q, k, v = layer.self_attn.project(layer.input_layernorm(x), rotary)
+    assert k is not None and v is not None
+    return layer.settle(x, plain_attention(q, k, v, mask), dropout)
 
-    return layer(x, rotary, attend)
+
+def _run_last(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: float, at: Tensor) -> Tensor:
+    """:func:`_run_layer` for the positions ``at`` [B, Q] alone, which look at all of x [B, T, d]; → [B, Q, d]."""
+    b, h, d = len(x), layer.self_attn.q_proj.out_features // layer.self_attn.dim, layer.self_attn.dim
+    q, k, v = layer.self_attn.project(layer.input_layernorm(x), rotary)
+    assert k is not None and v is not None
+    q = q.gather(1, at[..., None, None].expand(-1, -1, h, d)).transpose(1, 2)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    kv = k.shape[1]
+    scores = (q.reshape(b, kv, -1, d) @ k.mT).view(b, kv, h // kv, at.shape[1], -1) + mask[at][:, None, None]
+    weights = scores.float().softmax(-1).to(q.dtype).view(b, kv, -1, k.shape[2])
+    seen = (weights @ v).view(b, h, -1, d).transpose(1, 2)
+    return layer.settle(x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])), seen, dropout)
+
+
+def answering(labels: Tensor) -> Tensor | None:
+    """[B, T] labels → [B, Q] consecutive positions that hold every one that is asked for, Q = 3/8 T; None where that is too few.
+
+    Nobody listens to the last layer elsewhere, and most positions are audio. One Q for each T: a new shape is compiled anew.
+    """
+    t = labels.shape[1]
+    q, asked, places = 3 * t // 8, labels != IGNORE, torch.arange(t)
+    first = torch.where(asked, places, t - q).amin(1).clamp(max=t - q)
+    end = torch.where(asked, places, 0).amax(1)
+    return None if bool((end - first >= q).any()) else first[:, None] + places[:q]
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class TrainOptions:
     log_every: int = 20
     seed: int = 1
     threads: int = 2
+    dropout: float = 0.0  # share left out of what the layers above the features add; what is left is chance of (seed, step)
     compile: bool = True  # needs a C++ compiler; without one a step takes about 1.6 times as long
     weights: LossWeights = field(default_factory=LossWeights)
 
@@ -121,7 +122,9 @@ class Trainer:
                 self._report(recent, console)
                 recent = []
             if evaluate is not None and self.step % self.options.evaluate_every == 0:
+                self.student.eval()
                 self.log(evaluate(self))
+                self.student.train()
             if time.monotonic() - saved > self.options.checkpoint_s:
                 self.save()
                 saved = time.monotonic()
@@ -143,6 +146,7 @@ class Trainer:
         for optimiser, lr in ((self.muon, o.muon_lr), (self.adam, o.adam_lr)):
             for group in optimiser.param_groups:
                 group["lr"] = lr * self.rate()
+        torch.manual_seed(o.seed * 1_000_003 + self.step)  # a resumed run drops what it would have dropped
         loss, figures = self.student(batch, weights)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), 2.0)
