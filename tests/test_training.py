@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 import soundfile  # noqa: E402
 import tokenizers  # noqa: E402
+from dragoman.model.checkpoint import load_model  # noqa: E402
 from dragoman.model.errors import AudioFormatError, ConfigError  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
@@ -18,7 +20,7 @@ from dragoman.model.training.align import spread_characters, viterbi, word_ends 
 from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.heads import fit_heads  # noqa: E402
 from dragoman.model.training.optim import orthogonalise  # noqa: E402
-from dragoman.model.training.package import config_of  # noqa: E402
+from dragoman.model.training.package import config_of, mix, package  # noqa: E402
 from dragoman.model.training.precision import compute_dtype  # noqa: E402
 from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
@@ -354,6 +356,25 @@ def test_a_tiny_student_learns_its_sentences(tmp_path: Path, tokenizer: tokenize
     for step in range(1, 60):
         last = trainer.update(batches[step])["words"]
     assert last < 0.6 * first
+
+
+def test_weights_of_two_runs_are_mixed(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    students = []
+    for seed, name in enumerate(("one", "two")):
+        trainer = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / f"run-{name}", TrainOptions())
+        torch.manual_seed(seed)
+        trainer.averaged = {key: torch.randn_like(value) for key, value in trainer.averaged.items()}
+        trainer.save()
+        sizes = asdict(trainer.student.config.backbone)
+        package(tmp_path / f"run-{name}" / "checkpoint.pt", sizes, tmp_path / "tokenizer.json", tmp_path / name)
+        students.append(trainer.averaged)
+    mix(tmp_path / "one", tmp_path / "two", 0.25)
+    mixed = load_model(tmp_path / "one").backbone.embed_tokens.weight
+    one, two = (weights["backbone.embed_tokens.weight"] for weights in students)
+    assert torch.allclose(mixed, 0.25 * one + 0.75 * two, atol=4e-3)  # stored as float16
+    (tmp_path / "two" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"different tokenizer\.json"):
+        mix(tmp_path / "one", tmp_path / "two", 0.5)
 
 
 def test_a_folder_of_audio_and_text_becomes_a_store(tmp_path: Path):

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import build_model, save_checkpoint
+from ..checkpoint import build_model, load_model, save_checkpoint
 from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, model_config_from_mapping
+from ..errors import ConfigError
 from . import text
 from .batches import FRAME, BatchOptions
 
@@ -95,14 +96,35 @@ def package(checkpoint: Path, sizes: dict[str, Any], tokenizer: Path, folder: Pa
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
 
+def mix(folder: Path, other: Path, share: float) -> None:
+    """Move the weights of a model folder to ``share`` of their own and 1 − share of another folder's, in float32; graphs are not remade.
+
+    Two runs of which one began with the other's weights lie in one valley, and a point between them hears better than either
+    (Wortsman et al., arXiv 2109.01903). Raises ConfigError where the folders are not of one architecture or one tokenizer.
+    """
+    for name in ("config.json", "tokenizer.json"):
+        if (folder / name).read_bytes() != (other / name).read_bytes():
+            raise ConfigError(f"{folder} and {other} have different {name}: weights of one architecture and one tokenizer are expected")
+    model, second = load_model(folder), load_model(other)
+    for one, two in ((model.backbone, second.backbone), (model.projector, second.projector)):
+        with torch.no_grad():
+            for p, q in zip(one.parameters(), two.parameters(), strict=True):
+                p.lerp_(q, 1 - share)
+    save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float16).chmod(0o644)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run: checkpoint.pt and sizes.json")
     parser.add_argument("folder", type=Path, help="model folder to write")
     parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
+    parser.add_argument("--mix", type=Path, metavar="FOLDER", help="a model folder, as the one that the run began with, to mix in")
+    parser.add_argument("--share", type=float, default=0.55, help="with --mix: share of the run's own weights")
     given = parser.parse_args(arguments)
     sizes = json.loads((given.run / "sizes.json").read_text())
     package(given.run / "checkpoint.pt", sizes, given.run / "tokenizer.json", given.folder, averaged=not given.last)
+    if given.mix is not None:
+        mix(given.folder, given.mix, given.share)
 
 
 if __name__ == "__main__":
