@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import build_model, load_model, save_checkpoint
+from ..checkpoint import Model, build_model, load_model, save_checkpoint
 from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, model_config_from_mapping
 from ..errors import ConfigError
 from . import text
@@ -90,8 +90,7 @@ def package(checkpoint: Path, sizes: dict[str, Any], tokenizer: Path, folder: Pa
     for prefix, module in (("backbone.", model.backbone), ("projector.", model.projector)):
         module.load_state_dict({name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)})
     folder.mkdir(parents=True, exist_ok=True)
-    weights_file = save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float16)
-    weights_file.chmod(0o644)  # safetensors writes it for its owner alone
+    _save(folder, model)
     (folder / "config.json").write_text(json.dumps(small_config(sizes), indent=2) + "\n")
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
@@ -110,7 +109,12 @@ def mix(folder: Path, other: Path, share: float) -> None:
         with torch.no_grad():
             for p, q in zip(one.parameters(), two.parameters(), strict=True):
                 p.lerp_(q, 1 - share)
-    save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float16).chmod(0o644)
+    _save(folder, model)
+
+
+def _save(folder: Path, model: Model) -> None:
+    weights_file = save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float16)
+    weights_file.chmod(0o644)  # safetensors writes it for its owner alone
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

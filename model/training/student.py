@@ -196,15 +196,10 @@ def _run_layer(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: f
 
 def _run_last(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: float, at: Tensor) -> Tensor:
     """:func:`_run_layer` for the positions ``at`` [B, Q] alone, which look at all of x [B, T, d]; → [B, Q, d]."""
-    b, h, d = len(x), layer.self_attn.q_proj.out_features // layer.self_attn.dim, layer.self_attn.dim
     q, k, v = layer.self_attn.project(layer.input_layernorm(x), rotary)
     assert k is not None and v is not None
-    q = q.gather(1, at[..., None, None].expand(-1, -1, h, d)).transpose(1, 2)
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
-    kv = k.shape[1]
-    scores = (q.reshape(b, kv, -1, d) @ k.mT).view(b, kv, h // kv, at.shape[1], -1) + mask[at][:, None, None]
-    weights = scores.float().softmax(-1).to(q.dtype).view(b, kv, -1, k.shape[2])
-    seen = (weights @ v).view(b, h, -1, d).transpose(1, 2)
+    q = q.gather(1, at[..., None, None].expand(-1, -1, *q.shape[2:]))
+    seen = _attended(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask[at][:, None, None]).transpose(1, 2)
     return layer.settle(x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])), seen, dropout)
 
 
@@ -225,18 +220,23 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
     At T ≤ 512 on a CPU forward and backward take half the time of the whole square at once, and less than the fused kernel's.
     """
-    b, t, h, d = q.shape
-    kv = k.shape[2]
+    t = q.shape[1]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     blocks = ATTENTION_BLOCKS if t % ATTENTION_BLOCKS == 0 else 1
     seen: list[Tensor] = []
     for end in range(t // blocks, t + 1, t // blocks):
         rows = slice(end - t // blocks, end)
-        queries = q[:, :, rows].reshape(b, kv, -1, d)
-        scores = (queries @ k[:, :, :end].mT).view(b, kv, h // kv, -1, end) + mask[rows, :end]
-        weights = scores.float().softmax(-1).to(q.dtype).view(b, kv, -1, end)
-        seen.append((weights @ v[:, :, :end]).view(b, h, -1, d))
+        seen.append(_attended(q[:, :, rows], k[:, :, :end], v[:, :, :end], mask[rows, :end]))
     return torch.cat(seen, 2).transpose(1, 2)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """q [B, H, Q, D] over k, v [B, Hkv, S, D] → [B, H, Q, D]; the mask is added to scores [B, Hkv, H / Hkv, Q, S]."""
+    b, h, rows, d = q.shape
+    kv, keys = k.shape[1], k.shape[2]
+    scores = (q.reshape(b, kv, -1, d) @ k.mT).view(b, kv, h // kv, rows, keys) + mask
+    weights = scores.float().softmax(-1).to(q.dtype).view(b, kv, -1, keys)
+    return (weights @ v).view(b, h, rows, d)
 
 
 def initialise(backbone: Backbone, projector: AudioProjector) -> None:
