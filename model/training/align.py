@@ -11,7 +11,8 @@ Written into a store's folder: ``characters-0.i8`` and ``.tsv`` (one class for e
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def train_probe(speech: Speech, *, passes: int = 2, lr: float = 2e-3, seed: int 
     torch.manual_seed(seed)
     probe, rng = FeatureProbe(), np.random.default_rng(seed)
     optimiser = torch.optim.AdamW(probe.parameters(), lr=lr, weight_decay=0.01)
-    groups = _groups(speech)
+    groups = _groups(speech, speech.labelled)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=passes * len(groups), pct_start=0.1)
     for number in range(passes):
         total = characters = 0.0
@@ -78,9 +79,9 @@ def train_probe(speech: Speech, *, passes: int = 2, lr: float = 2e-3, seed: int 
 Item = tuple[int, Clip, str]
 
 
-def _groups(speech: Speech) -> list[list[Item]]:
-    """Transcribed clips in batches of like length."""
-    items = sorted((item for item in speech.labelled if item[1].id in speech.tables[item[0]]), key=lambda item: item[1].samples)
+def _groups(speech: Speech, items: Iterable[Item]) -> list[list[Item]]:
+    """Clips in batches of like length."""
+    items = sorted((item for item in items if item[1].id in speech.tables[item[0]]), key=lambda item: item[1].samples)
     groups: list[list[Item]] = [[]]
     for item in items:
         if groups[-1] and (len(groups[-1]) + 1) * item[1].samples / HOP_SAMPLES > BATCH_ROWS:
@@ -156,7 +157,8 @@ def spread_characters(last: NDArray[np.int64], targets: Sequence[int], rows: int
 def align(probe: FeatureProbe, speech: Speech, folders: Sequence[Path]) -> int:
     """Write ``characters-0`` and ``words.tsv`` into each store's folder; returns how many clips were aligned."""
     found: list[list[tuple[str, NDArray[np.int8], str]]] = [[] for _ in folders]
-    for group in track(_groups(speech), description="aligning"):
+    partly = ((which, clip, words) for which, clip, words, _ in speech.partly)
+    for group in track(_groups(speech, chain(speech.labelled, partly)), description="aligning"):
         features, lengths, targets = _load(speech, group)
         with autocast():
             logprobs = probe(features).numpy()

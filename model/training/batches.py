@@ -25,6 +25,7 @@ from ..store import Clip
 from . import augment, text
 from .augment import AugmentOptions
 from .speech import Speech
+from .splices import cut_run, written_after
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH
 from .translations import Translations
 
@@ -44,6 +45,8 @@ class BatchOptions:
     truncate: float = 0.5  # share of rows whose last utterance is cut at a random moment, with the words heard by then (align.py)
     cut_first: float = 0.3  # of these, the share that holds nothing else; the others are cut where the row is full
     translate: float = 0.0  # share of transcribed rows whose clips all have a translation, which follows the transcript
+    splice: float = 0.0  # share of rows with speech that are runs of one speaker's words, joined (splices.py): next to nothing to guess
+    splice_words: tuple[int, int] = (2, 8)  # words of such a run
     written: float = 0.0  # share of rows without audio: sentences alone, each word asked for, so that words are learnt at little cost
     pairs: float = 0.0  # share of rows without audio: sentences and their translation, which alone is asked for
     mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
@@ -109,11 +112,13 @@ class Batches(Dataset[Batch]):
         if rng.random() < options.silence:
             row.silence(int(rng.integers(FRAME, (length - 8) * FRAME)))
             row.labelled = True
+        elif options.splice and rng.random() < options.splice:
+            self._splice(row, length, rng)
         else:
             self._speak(row, length, rng)
         if not row.cut:
             row.silence(int(rng.integers(0, 8_000)))
-        room = (length - 4 - row.text_tokens) * FRAME
+        room = (length - 5 - row.text_tokens) * FRAME  # <bos>, <audio>, its end, <transcribe>, <end>
         samples = np.concatenate(row.parts)[:room]
         noise = None
         if self.speech.noise:
@@ -157,6 +162,28 @@ class Batches(Dataset[Batch]):
                 break
             row.silence(int(rng.integers(1_600, 12_000)))
 
+    def _splice(self, row: _Row, length: int, rng: np.random.Generator) -> None:
+        """Fill a row with runs of words out of one speaker's clips; most of them follow each other without a pause."""
+        row.labelled, said, misses = True, "", 0
+        speaker = self.speech.draw_speaker(rng)
+        slowest, (fewest, most) = 1 + self.options.augment.speed, self.options.splice_words
+        while misses < 12:
+            which, clip, words, runs = speaker[int(rng.integers(len(speaker)))]
+            low, high = runs[int(rng.integers(len(runs)))]
+            wave, count = self.speech.stores[which].samples(clip), min(int(rng.integers(fewest, most + 1)), high - low)
+            first = int(rng.integers(low, high - count + 1))
+            run = cut_run(wave, words, self.speech.letters[which][clip.id], first, count)
+            written = "" if run is None else written_after(run, said)
+            room = length - row.samples // FRAME - row.text_tokens - len(self.tokenizer.encode(written).ids) - 20
+            if run is None or (run.end - run.start) * slowest > room * FRAME:
+                misses += 1
+                continue
+            self._append(row, which, clip, wave[run.start : run.end], written, run.letters, rng, run.start)
+            said = written
+            if rng.random() < 0.15:
+                row.silence(int(rng.integers(1_600, 12_000)))
+        row.silence(self.options.delay_frames * FRAME)  # a cut word has no silence of its own behind it
+
     def _draw(self, row: _Row, rng: np.random.Generator) -> tuple[tuple[int, Clip, str], str]:
         """An utterance, and its translation into the row's language ("" where it has none)."""
         if row.language is None or self.translations is None:
@@ -188,7 +215,7 @@ class Batches(Dataset[Batch]):
         row.finish(np.zeros(0, np.float32), self.options, rng)
         return row
 
-    def _write(self, row: _Row, words: str, letters: list[int] | None, factor: float) -> None:
+    def _write(self, row: _Row, words: str, letters: Sequence[float] | None, factor: float) -> None:
         """Append the tokens of a transcript, and the frames in which its letters are heard; a mark goes with the letter before."""
         encoded = self.tokenizer.encode(words)
         row.tokens += encoded.ids
@@ -215,9 +242,23 @@ class Batches(Dataset[Batch]):
             row.cut, wave = True, wave[: cut_frames * FRAME]
         if cut_frames is not None and ends is not None:
             words = " ".join(words.split()[: sum(end + self.options.delay_frames <= cut_frames for end in ends)])
+        self._append(row, which, clip, wave, words, self.speech.letters[which].get(clip.id), rng)
+
+    def _append(
+        self,
+        row: _Row,
+        which: int,
+        clip: Clip,
+        wave: NDArray[np.float32],
+        words: str,
+        letters: Sequence[float] | None,
+        rng: np.random.Generator,
+        start: int = 0,
+    ) -> None:
+        """Append ``wave``, a clip's samples from ``start`` on, and what is said in it."""
         wave, factor = augment.augment_clip(wave, self.speech.rooms, self.options.augment, rng)
         if words:
-            self._write(row, words, self.speech.letters[which].get(clip.id), factor)
+            self._write(row, words, letters, factor)
         level = augment.rms(wave)
         if row.level:  # loudness varies between the utterances of a row, by ± 6 dB
             wave = wave * (row.level / max(level, 1e-6)) * 2 ** float(rng.uniform(-1, 1))
@@ -225,7 +266,7 @@ class Batches(Dataset[Batch]):
         table, characters = self.speech.tables[which], self.speech.characters[which]
         if clip.id in table:
             classes = characters[clip.id][:, 0] if clip.id in characters else None
-            row.targets.append((row.samples, len(wave), factor, table[clip.id], classes))
+            row.targets.append((row.samples, len(wave), factor, start, table[clip.id], classes))
         spelt = text.ctc_targets(words)
         row.characters += [1, *spelt] if row.characters and spelt else spelt
         row.parts.append(wave)
@@ -250,8 +291,8 @@ class _Row:
         self.windows: list[tuple[int, int]] = []  # for each token the frames in which its word is heard
         self.characters: list[int] = []
         self.targets: list[
-            tuple[int, int, float, NDArray[np.float16], NDArray[np.int8] | None]
-        ] = []  # start, samples, speed, rows, classes
+            tuple[int, int, float, int, NDArray[np.float16], NDArray[np.int8] | None]
+        ] = []  # place in the row, samples, speed, place in the clip, the clip's rows, classes
 
     @property
     def text_tokens(self) -> int:
@@ -278,10 +319,10 @@ class _Row:
         """Frame t looks at the moment (t − delay + ½) · 640 samples; the teacher's rows are interpolated there."""
         places, values, spoken = [np.zeros(0, np.int64)], [np.zeros((0, WIDTH), np.float16)], [np.zeros(0, np.int64)]
         frames = np.arange(len(self.frames))
-        for start, samples, factor, rows, classes in self.targets:
-            at = (frames - delay + 0.5) * FRAME - start
+        for place, samples, factor, start, rows, classes in self.targets:
+            at = (frames - delay + 0.5) * FRAME - place
             keep = (at >= 0) & (at < samples)
-            r = np.clip((at[keep] * factor - CENTRE_SAMPLES) / HOP_SAMPLES, 0, len(rows) - 1.001)
+            r = np.clip((at[keep] * factor + start - CENTRE_SAMPLES) / HOP_SAMPLES, 0, len(rows) - 1.001)
             low = r.astype(np.int64)
             part = (r - low)[:, None].astype(np.float32)
             values.append((rows[low] * (1 - part) + rows[np.minimum(low + 1, len(rows) - 1)] * part).astype(np.float16))

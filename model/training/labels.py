@@ -58,7 +58,7 @@ def restore(transcript: str, heard: str, case: Case) -> str:
     Where they disagree ``case`` decides (:class:`.text.TrueCaser`), which keeps the number of words too.
     """
     plain, written = case(transcript).split(), heard.split()
-    keys, theirs = [_key(word) for word in plain], [_key(word) for word in written]
+    keys, theirs = [text.word_key(word) for word in plain], [text.word_key(word) for word in written]
     places = dict[int, int]()
     for block in Levenshtein.opcodes(keys, theirs):
         if block.tag == "equal":
@@ -74,10 +74,6 @@ def restore(transcript: str, heard: str, case: Case) -> str:
     if not said or _ends(said[-1]):
         return " ".join(said)
     return " ".join([*said[:-1], said[-1].rstrip(",;:-—") + case(transcript)[-1]])
-
-
-def _key(word: str) -> str:
-    return re.sub(r"[^a-z0-9']+", "", word.lower().replace("’", "'")).strip("'")
 
 
 def _ends(word: str) -> bool:

@@ -45,6 +45,11 @@ def ctc_targets(text: str) -> list[int]:
     return [_CTC_INDEX[character] for character in plain]
 
 
+def word_key(word: str) -> str:
+    """A word as it is compared: lower case, letters, digits and inner apostrophes."""
+    return re.sub(r"[^a-z0-9']+", "", word.lower().replace("’", "'")).strip("'")
+
+
 class TrueCaser:
     """Case and a closing mark for upper-case transcripts, from how often cased text capitalises a word inside a sentence."""
 

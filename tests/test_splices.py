@@ -1,0 +1,163 @@
+"""Sentences joined from runs of words: what is said, what is asked for and what is heard stay in step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+import tokenizers  # noqa: E402
+from dragoman.model.errors import ConfigError  # noqa: E402
+from dragoman.model.training import text  # noqa: E402
+from dragoman.model.training.augment import AugmentOptions  # noqa: E402
+from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions  # noqa: E402
+from dragoman.model.training.speech import LEAST_CLIPS, Speech  # noqa: E402
+from dragoman.model.training.splices import Run, agreed_runs, cut_run, written_after  # noqa: E402
+from dragoman.model.training.store import StoreWriter  # noqa: E402
+from dragoman.model.training.teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH  # noqa: E402
+
+WORDS = ["tom", "saw", "a", "red", "house", "by", "the", "river", "today"]
+PLAIN = AugmentOptions(speed=0.0, noise=0.0, hiss=0.0, room=0.0, tilt=0.0, band=0.0)
+
+
+def spoken_letters(words: list[str], first: int = 4) -> list[int]:
+    """Frames of letters: one every second frame, and four frames between words."""
+    frames, at = list[int](), first
+    for word in words:
+        for _ in word:
+            frames.append(at)
+            at += 2
+        at += 4
+    return frames
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=2, max_size=8), st.data())
+def test_neighbouring_runs_share_one_joint(words: list[str], data: st.DataObject):
+    letters = spoken_letters(words)
+    wave = np.random.default_rng(data.draw(st.integers(0, 99))).standard_normal((letters[-1] + 6) * FRAME).astype(np.float32)
+    at = data.draw(st.integers(1, len(words) - 1))
+    one, two = (cut_run(wave, " ".join(words), letters, first, count) for first, count in ((0, at), (at, 99)))
+    assert one is not None and two is not None
+    assert (one.start, two.end) == (0, len(wave)) and one.end == two.start, "nothing is lost and nothing is said twice"
+    assert f"{one.words} {two.words}".split() == words and one.opens and not two.opens
+    before, after = letters[len(one.letters) - 1], letters[len(one.letters)]
+    assert (before + 0.5) * FRAME <= one.end <= (after + 0.5) * FRAME
+    assert [letter + two.start / FRAME for letter in two.letters] == pytest.approx(letters[len(one.letters) :])
+
+
+def test_a_joint_lies_where_it_is_quiet():
+    words = ["red", "house"]
+    letters = spoken_letters(words)
+    wave = np.ones((letters[-1] + 6) * FRAME, np.float32)
+    wave[letters[2] * FRAME + 2_000 : letters[2] * FRAME + 2_400] = 0
+    run = cut_run(wave, "red house", letters, 0, 1)
+    assert run is not None and letters[2] * FRAME + 2_000 <= run.end <= letters[2] * FRAME + 2_400
+
+
+def test_no_run_where_the_letters_are_not_those_of_the_words():
+    wave = np.ones(40 * FRAME, np.float32)
+    assert cut_run(wave, "red house", [1, 2, 3], 0, 1) is None
+    assert cut_run(wave, "red house", spoken_letters(["red", "house"]), 2, 1) is None
+    assert cut_run(wave, "red —", [1, 2, 3], 1, 1) is None, "a dash alone is not heard"
+
+
+@pytest.mark.parametrize(
+    ("words", "opens", "before", "written"),
+    [
+        ("the river", False, "", "The river"),
+        ("the river", False, "Tom saw it.", "The river"),
+        ("the river", False, "Tom saw", "the river"),
+        ("The river", True, "Tom saw", "the river"),
+        ("Tom saw", False, "and then", "Tom saw"),
+        ("I saw", True, "and then", "I saw"),
+        ("I'm Tom", True, "and then", "I'm Tom"),
+        ("BBC news", True, "and then", "BBC news"),
+    ],
+)
+def test_capitals_stand_where_sentences_begin(words: str, opens: bool, before: str, written: str):
+    assert written_after(Run(0, FRAME, words, [], opens), before) == written
+
+
+def test_of_two_readings_only_what_both_heard_is_used():
+    assert agreed_runs("Tom saw a red house.", "tom saw a red house") == [(0, 5)]
+    one, other = "Tom saw a red house by the river today.", "Tom saw a bed house by the river today."
+    assert [one.split()[a:b] for a, b in agreed_runs(one, other)] == [["Tom", "saw"], ["by", "the", "river", "today."]]
+    assert agreed_runs("yes", "no") == [] and agreed_runs("", "a") == []
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=9), st.lists(st.sampled_from(WORDS), max_size=9))
+def test_agreed_words_are_in_both_readings(one: list[str], other: list[str]):
+    for first, end in agreed_runs(" ".join(one), " ".join(other)):
+        said = one[first:end]
+        assert any(other[i : i + len(said)] == said for i in range(len(other)))
+
+
+def make_speech(folder: Path, *, aligned: bool = True, clips: int = LEAST_CLIPS) -> Speech:
+    """Clips whose teacher's features say which clip (column 0) and which moment of it, in frames (column 1), they are of."""
+    rng, writer = np.random.default_rng(0), StoreWriter(folder)
+    features, sizes, moments = list[np.ndarray](), list[str](), list[str]()
+    for i in range(clips):
+        words = [WORDS[j] for j in rng.permutation(len(WORDS))]
+        letters = spoken_letters(words)
+        wave = rng.standard_normal((letters[-1] + 6) * FRAME, dtype=np.float32) * 0.1
+        writer.add(wave, id=f"clip{i}", split="train", lang="en", speaker="s", source="t", text=" ".join(words))
+        rows = np.zeros((len(wave) // HOP_SAMPLES, WIDTH), np.float16)
+        rows[:, 0], rows[:, 1] = i, (np.arange(len(rows)) * HOP_SAMPLES + CENTRE_SAMPLES) / FRAME
+        features.append(rows)
+        sizes.append(f"clip{i}\t{len(rows)}\n")
+        moments.append(f"clip{i}\t{' '.join('0' for _ in words)}\t{' '.join(map(str, letters))}\n")
+    writer.close()
+    np.concatenate(features).tofile(folder / "features-0.f16")
+    (folder / "features-0.tsv").write_text("".join(sizes))
+    if aligned:
+        (folder / "words.tsv").write_text("".join(moments))
+    return Speech([(folder, 1.0)], None)
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> tokenizers.Tokenizer:
+    return text.train_tokenizer(iter([" ".join(WORDS)] * 4), tmp_path / "tokenizer.json", vocab_size=320)
+
+
+def test_joined_words_are_heard_where_the_windows_say(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    speech = make_speech(tmp_path / "store")
+    options = BatchOptions(shapes=((256, 6, 1.0),), splice=1.0, silence=0.0, mask_frames=0, augment=PLAIN)
+    batch = Batches(speech, tokenizer, options, seed=3)[0]
+    heard = np.full((batch.ids.numel(), 2), np.nan)
+    heard[batch.feature_rows] = (batch.features.numpy() * speech.spread[1] + speech.spread[0])[:, :2]
+    runs = 0
+    for b in range(6):
+        asked = (batch.labels[b] != IGNORE).nonzero()[:, 0].tolist()
+        ids, places = [int(batch.labels[b, t]) for t in asked], [batch.windows[b, t].tolist() for t in asked]
+        assert ids[-1] == text.END and set("".join(tokenizer.decode(ids[:-1]).lower().split())) <= set("".join(WORDS))
+        clips = list[int]()
+        for token, (low, high) in zip(ids[:-1], places[:-1], strict=True):
+            middle = heard[b * 256 + (low + high) // 2]
+            clip, moment = round(middle[0]), middle[1]
+            words = speech.labelled[clip][2]
+            letters = speech.letters[0][f"clip{clip}"]
+            spelt = tokenizer.decode([token]).strip().lower()
+            near = "".join(c for c, at in zip(words.replace(" ", ""), letters, strict=True) if abs(at - moment) <= 2 * len(spelt) + 1)
+            assert spelt in near, f"{spelt!r} is said in clip {clip} at frame {moment:.1f}, where {near!r} is"
+            clips.append(clip)
+        runs += sum(a != b for a, b in zip(clips, clips[1:], strict=False))
+    assert runs >= 12, "rows are made of runs of several clips"
+
+
+def test_a_batch_of_runs_is_a_function_of_its_step(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    speech = make_speech(tmp_path / "store")
+    options = BatchOptions(shapes=((128, 3, 1.0),), splice=0.5)
+    one, two = (Batches(speech, tokenizer, options, seed=3) for _ in range(2))
+    _ = two[4]
+    assert torch.equal(one[7].frames, two[7].frames) and torch.equal(one[7].ids, two[7].ids)
+
+
+def test_speech_that_was_not_aligned_cannot_be_cut(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batches = Batches(make_speech(tmp_path / "store", aligned=False), tokenizer, BatchOptions(splice=1.0, silence=0.0), seed=3)
+    with pytest.raises(ConfigError, match="no clip of the stores is aligned"):
+        _ = batches[0]
