@@ -1,15 +1,21 @@
-"""A wire between a client and a server of this machine that breaks when a test says so: whatever is under way in it is lost."""
+"""A wire between a client and a server of this machine that breaks when a test says so: whatever is under way in it is lost.
+
+And what an unbroken run says of the same talk.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 import numpy as np
 from dragoman.model.backend import Floats
+from dragoman.stream.events import Event
 
-from .fakes import WORDS, speech
+from .fakes import WORDS, ScriptedBackend, speech
+from .listeners import session, transcribe
 
 PIECE_BYTES = 4096
 
@@ -95,3 +101,15 @@ def long_talk(minutes: float, seed: int = 0) -> tuple[Floats, list[str]]:
         sentences.append(sentence)
         samples += len(parts[-1])
     return np.concatenate(parts), sentences
+
+
+HEARD_BY = ScriptedBackend()
+
+
+@cache
+def hearing(
+    seed: int, start_ms: int, targets: tuple[str, ...], translation: str = "stable", block_ms: int = 320, longest_s: float | None = None
+) -> list[Event]:
+    """What a session says of a talk, from a moment on."""
+    stream = session(HEARD_BY, targets=targets, translation=translation, block_ms=block_ms, endpoint={"longest_s": longest_s})
+    return transcribe(stream, long_talk(0.1, seed)[0][start_ms * 16 :])

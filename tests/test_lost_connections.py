@@ -7,7 +7,6 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator
-from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .fakes import ScriptedBackend, scripted_translation, speech
-from .flaky import long_talk, wire
+from .flaky import HEARD_BY, hearing, long_talk, wire
 from .listeners import check_promises, finals, session, transcribe
 from .live import breath, make_engine, pcm, run, serving
 
@@ -308,18 +307,8 @@ def test_connect_says_that_a_server_was_lost(capsys: pytest.CaptureFixture[str])
 
 # Without a network
 
-BACKEND = ScriptedBackend()
-DEAF = ScriptedBackend(lambda _: "", tokenizer=BACKEND.tokenizer)
-BABBLING = ScriptedBackend(lambda heard: " ".join(["quick"] * (len(heard) // 15)), tokenizer=BACKEND.tokenizer)
-
-
-@cache
-def hearing(
-    seed: int, start_ms: int, targets: tuple[str, ...], translation: str = "stable", block_ms: int = 320, longest_s: float | None = None
-) -> list[Event]:
-    """What a session says of a talk, from a moment on."""
-    stream = session(BACKEND, targets=targets, translation=translation, block_ms=block_ms, endpoint={"longest_s": longest_s})
-    return transcribe(stream, long_talk(0.1, seed)[0][start_ms * 16 :])
+DEAF = ScriptedBackend(lambda _: "", tokenizer=HEARD_BY.tokenizer)
+BABBLING = ScriptedBackend(lambda heard: " ".join(["quick"] * (len(heard) // 15)), tokenizer=HEARD_BY.tokenizer)
 
 
 @settings(max_examples=25)

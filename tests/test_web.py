@@ -20,8 +20,8 @@ from dragoman.stream.captions import CueTimes, cut_cues, spread, srt, vtt
 from dragoman.stream.events import Event, to_mapping
 
 from .fakes import scripted_translation, speech
+from .flaky import hearing
 from .listeners import finals, session, silence, transcribe
-from .test_lost_connections import hearing
 
 pytest.importorskip("selenium", reason="needs the [dev] extra")
 
