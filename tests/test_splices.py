@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import tokenizers  # noqa: E402
 from dragoman.model.errors import ConfigError  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
+from dragoman.model.training.align import align  # noqa: E402
 from dragoman.model.training.augment import AugmentOptions  # noqa: E402
 from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.speech import LEAST_CLIPS, Speech  # noqa: E402
@@ -161,3 +162,28 @@ def test_speech_that_was_not_aligned_cannot_be_cut(tmp_path: Path, tokenizer: to
     batches = Batches(make_speech(tmp_path / "store", aligned=False), tokenizer, BatchOptions(splice=1.0, silence=0.0), seed=3)
     with pytest.raises(ConfigError, match="no clip of the stores is aligned"):
         _ = batches[0]
+
+
+def test_every_transcribed_clip_and_what_two_teachers_agree_on_is_aligned(tmp_path: Path):
+    """A probe that knows the letters finds them where they are said, also in clips of which only some words are believed."""
+    speech = make_speech(tmp_path / "store", aligned=False, clips=3)
+    words = speech.labelled[2][2]
+    speech.partly = [(*speech.labelled.pop()[:2], words, ((0, 2),))]
+    letters = {i: spoken_letters(words.split()) for i, words in enumerate(words for _, _, words, *_ in (*speech.labelled, *speech.partly))}
+
+    def probe(features: torch.Tensor) -> torch.Tensor:
+        heard = torch.full((*features.shape[:2], len(text.CTC_CHARACTERS)), -20.0)
+        heard[..., 0] = -0.1
+        for b, rows in enumerate(features * torch.from_numpy(speech.spread[1]) + torch.from_numpy(speech.spread[0])):
+            clip = round(float(rows[0, 0]))
+            targets = text.ctc_targets((speech.labelled + speech.partly)[clip][2])
+            moments, at = iter(letters[clip]), 0.0
+            for target in targets:
+                at = at + 2 if target == text.SPACE else float(next(moments))
+                heard[b, int((at * FRAME + FRAME // 2) // HOP_SAMPLES), target] = 0.0
+        return heard
+
+    assert align(probe, speech, [tmp_path / "store"], workers=2) == 3  # type: ignore[arg-type]
+    found = Speech([(tmp_path / "store", 1.0)], None).letters[0]
+    for clip, expected in letters.items():
+        assert found[f"clip{clip}"] == pytest.approx(expected, abs=1)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -153,29 +155,52 @@ def spread_characters(last: NDArray[np.int64], targets: Sequence[int], rows: int
     return classes.astype(np.int8)
 
 
+Place = tuple[int, str, str, list[int], int]  # store, clip id, text, targets, rows
+Aligned = tuple[int, str, NDArray[np.int8], str]  # store, clip id, class of each row, moments of words and letters as written
+
+
 @torch.inference_mode()
-def align(probe: FeatureProbe, speech: Speech, folders: Sequence[Path]) -> int:
-    """Write ``characters-0`` and ``words.tsv`` into each store's folder; returns how many clips were aligned."""
-    found: list[list[tuple[str, NDArray[np.int8], str]]] = [[] for _ in folders]
+def align(probe: FeatureProbe, speech: Speech, folders: Sequence[Path], *, workers: int = 1) -> int:
+    """Write ``characters-0`` and ``words.tsv`` into each store's folder; returns how many clips were aligned.
+
+    The paths, which are Python loops over moments, are found by ``workers`` processes.
+    """
+    found: list[Aligned] = []
     partly = ((which, clip, words) for which, clip, words, _ in speech.partly)
-    for group in track(_groups(speech, chain(speech.labelled, partly)), description="aligning"):
-        features, lengths, targets = _load(speech, group)
-        with autocast():
-            logprobs = probe(features).numpy()
-        for i, (which, clip, sentence) in enumerate(group):
-            rows = int(lengths[i])
-            try:
-                last = viterbi(logprobs[i, :rows], targets[i])
-            except ValueError:
-                continue
-            letters = [int(row) for row, target in zip(last, targets[i], strict=True) if target != text.SPACE]
-            moments = f"{_frames(word_ends(last, sentence.split()))}\t{_frames(letters)}"
-            found[which].append((clip.id, spread_characters(last, targets[i], rows), moments))
-    for folder, rows in zip(folders, found, strict=True):
-        _replace(folder / "characters-0.i8", b"".join(classes.tobytes() for _, classes, _ in rows))
-        _replace(folder / "characters-0.tsv", "".join(f"{name}\t{len(classes)}\n" for name, classes, _ in rows).encode())
-        _replace(folder / "words.tsv", "".join(f"{name}\t{moments}\n" for name, _, moments in rows).encode())
-    return sum(len(rows) for rows in found)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = list[Future[list[Aligned]]]()
+        for group in track(_groups(speech, chain(speech.labelled, partly)), description="aligning"):
+            features, lengths, targets = _load(speech, group)
+            with autocast():
+                logprobs = probe(features).numpy()
+            places = [
+                (which, clip.id, words, target, int(rows))
+                for (which, clip, words), target, rows in zip(group, targets, lengths, strict=True)
+            ]
+            running.append(pool.submit(_paths, logprobs, places))
+            if len(running) > 2 * workers:  # what waits is held in memory
+                found += running.pop(0).result()
+        found += chain.from_iterable(future.result() for future in running)
+    for i, folder in enumerate(folders):
+        rows = [each for each in found if each[0] == i]
+        _replace(folder / "characters-0.i8", b"".join(classes.tobytes() for _, _, classes, _ in rows))
+        _replace(folder / "characters-0.tsv", "".join(f"{name}\t{len(classes)}\n" for _, name, classes, _ in rows).encode())
+        _replace(folder / "words.tsv", "".join(f"{name}\t{moments}\n" for _, name, _, moments in rows).encode())
+    return len(found)
+
+
+def _paths(logprobs: NDArray[np.float32], places: Sequence[Place]) -> list[Aligned]:
+    """A clip whose text does not fit into its rows is left out."""
+    found: list[Aligned] = []
+    for one, (which, name, sentence, targets, rows) in zip(logprobs, places, strict=True):
+        try:
+            last = viterbi(one[:rows], targets)
+        except ValueError:
+            continue
+        letters = [int(row) for row, target in zip(last, targets, strict=True) if target != text.SPACE]
+        moments = f"{_frames(word_ends(last, sentence.split()))}\t{_frames(letters)}"
+        found.append((which, name, spread_characters(last, targets, rows), moments))
+    return found
 
 
 def _replace(path: Path, data: bytes) -> None:

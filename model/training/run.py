@@ -157,7 +157,7 @@ def _align(options: RunOptions) -> None:
         return
     folders = [folder for folder, _ in stores]
     speech = Speech([(folder, 1.0) for folder in folders], _case(options.sentences), labels=[labels for _, labels in stores])
-    align(train_probe(speech), speech, folders)
+    align(train_probe(speech), speech, folders, workers=options.train.threads)
 
 
 def _aligned(folder: Path, labels: bool) -> bool:
