@@ -393,3 +393,9 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path):
     path.write_text("folder: x\nstores: []\ntrain: {step: 3}\n")
     with pytest.raises(ConfigError, match="train.step.*'steps'"):
         read_run(path)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("train_*.yaml")), ids=lambda path: path.name)
+def test_the_runs_that_come_with_it_can_be_read(path: Path):
+    options = read_run(path)
+    assert options.stores and options.train.steps > options.train.decay_from
