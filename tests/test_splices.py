@@ -15,15 +15,14 @@ import tokenizers  # noqa: E402
 from dragoman.model.errors import ConfigError  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.align import align  # noqa: E402
-from dragoman.model.training.augment import AugmentOptions  # noqa: E402
 from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions  # noqa: E402
+from dragoman.model.training.probe import PLAIN  # noqa: E402
 from dragoman.model.training.speech import LEAST_CLIPS, Speech  # noqa: E402
 from dragoman.model.training.splices import Run, agreed_runs, cut_run, written_after  # noqa: E402
 from dragoman.model.training.store import StoreWriter  # noqa: E402
 from dragoman.model.training.teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH  # noqa: E402
 
 WORDS = ["tom", "saw", "a", "red", "house", "by", "the", "river", "today"]
-PLAIN = AugmentOptions(speed=0.0, noise=0.0, hiss=0.0, room=0.0, tilt=0.0, band=0.0)
 
 
 def spoken_letters(words: list[str], first: int = 4) -> list[int]:

@@ -25,11 +25,10 @@ from ..store import Clip
 from . import augment, text
 from .augment import AugmentOptions
 from .speech import Speech
-from .splices import cut_run, written_after
+from .splices import FRAME, cut_run, written_after
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH
 from .translations import Translations
 
-FRAME = 640
 IGNORE = -100
 
 

@@ -18,14 +18,14 @@ from .speech import Speech
 from .student import LossWeights, Student
 
 PLAIN = AugmentOptions(speed=0.0, noise=0.0, hiss=0.0, room=0.0, tilt=0.0, band=0.0)
+ROWS = BatchOptions(shapes=((320, 12, 1.0),), several=0.0, silence=0.0, labelled=1.0, truncate=0.0, mask_frames=0, augment=PLAIN)
 
 
 class Probe:
     """``probe(student)`` → figures on a fixed sample of a dev split, unaugmented."""
 
     def __init__(self, store: Path, tokenizer: tokenizers.Tokenizer, case: text.TrueCaser | None, *, split: str, batches: int = 3) -> None:
-        options = BatchOptions(shapes=((320, 12, 1.0),), several=0.0, silence=0.0, labelled=1.0, truncate=0.0, mask_frames=0, augment=PLAIN)
-        dev = Batches(Speech([(store, 1.0)], case, split=split), tokenizer, options, seed=0)
+        dev = Batches(Speech([(store, 1.0)], case, split=split), tokenizer, ROWS, seed=0)
         self._batches = [dev[i] for i in range(batches)]
 
     @torch.inference_mode()

@@ -197,9 +197,7 @@ def build_trainer(options: RunOptions) -> Trainer:
     config = config_of(options.sizes.backbone()) if start is None else read_model_config(start)
     student = Student(config, options.depths, options.train.dropout)
     if start is not None:
-        given = load_model(start)
-        student.backbone.load_state_dict(given.backbone.state_dict())
-        student.projector.load_state_dict(given.projector.state_dict())
+        student.take(load_model(start))
     tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
     (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
     batches = _batches(options, tokenizer, options.train.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +77,9 @@ class Speech:
                     rooms.append((i, clip))
         self.rooms = [self.stores[i].samples(clip) for i, clip in rooms]
         self.chance = np.cumsum(np.asarray(weights) / sum(weights))
-        self._speakers = self._by_speaker()
 
-    def _by_speaker(self) -> dict[tuple[int, str, str], list[Spoken]]:
+    @cached_property
+    def _speakers(self) -> dict[tuple[int, str, str], list[Spoken]]:
         """Aligned clips of each speaker; those of speakers with less than ``LEAST_CLIPS`` go together, by source."""
         spoken = [(i, clip, words, ((0, len(words.split())),)) for i, clip, words in self.labelled] + self.partly
         aligned = [item for item in spoken if item[1].id in self.letters[item[0]]]

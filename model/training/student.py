@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbone import Backbone, Layer, Rotary
+from ..checkpoint import Model
 from ..config import ModelConfig
 from ..projector import AudioProjector
 from . import text
@@ -67,6 +68,11 @@ class Student(nn.Module):
         self.run_layer: Callable[..., Tensor] = _run_layer
         self.run_last: Callable[..., Tensor] = _run_last
         initialise(self.backbone, self.projector)
+
+    def take(self, model: Model) -> None:
+        """Begin with the weights of a loaded model; the heads stay as they are."""
+        self.backbone.load_state_dict(model.backbone.state_dict())
+        self.projector.load_state_dict(model.projector.state_dict())
 
     def compile(self, *args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Compile one layer; all layers of a kind share the code, so this costs seconds for each batch shape."""
