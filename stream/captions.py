@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .events import Word
+from .events import Word, whole_words
 
 LINE_CHARACTERS = 42
 LINES = 2
@@ -104,7 +104,7 @@ def _groups(words: Iterable[Word]) -> list[_Group]:
     """The words of each cue."""
     groups: list[_Group] = []
     group: _Group = []
-    for word in words:
+    for word in whole_words(words):
         if group and (not _fits([*group, word]) or word.end_ms - group[0].start_ms > LONGEST_MS):
             groups.append(group)
             group = []

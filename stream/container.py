@@ -7,6 +7,7 @@ it: always one of the two works, nothing is shared meanwhile, and what comes out
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
@@ -160,7 +161,7 @@ class ContainerDecoder:
             self._play(container.demux(tracks[0]))
 
     def _play(self, packets: Iterator[Any]) -> None:
-        mixer, shape, first_s = None, None, None
+        mixer, shape, first_s, last_s = None, None, 0.0, math.inf
         for packet in packets:
             for frame in packet.decode():
                 if shape != (frame.format.name, frame.layout.name, frame.sample_rate):  # an Ogg stream may be followed by another
@@ -168,8 +169,10 @@ class ContainerDecoder:
                     shape = (frame.format.name, frame.layout.name, frame.sample_rate)
                     mixer = self._av.AudioResampler(format="s16", layout=self._layout, rate=CONTAINER_RATE)
                 if frame.time is not None:
-                    first_s = float(frame.time) if first_s is None else first_s
-                    self._skip(round((float(frame.time) - first_s) * CONTAINER_RATE) - self._heard_samples)
+                    if frame.time < last_s:  # the first recording, or another behind it, whose times begin anew
+                        first_s = frame.time - self._heard_samples / CONTAINER_RATE
+                    last_s = frame.time
+                    self._skip(round((frame.time - first_s) * CONTAINER_RATE) - self._heard_samples)
                 self._sound(mixer.resample(frame) if mixer else ())
         self._sound(mixer.resample(None) if mixer else ())
 

@@ -18,7 +18,7 @@ from .connection import Connection
 from .container import ContainerDecoder
 from .deepgram_query import CONTAINER, Listening, read_query
 from .engine import Engine
-from .events import Committed, Event, Final, Partial, SpeechStarted, Word
+from .events import Committed, Event, Final, Partial, SpeechStarted, Word, whole_words
 from .live import Stream
 from .protocol import CLOSE_CODES, LARGEST_TEXT_BYTES, Failure, Progress, WireError, mapping_of
 
@@ -78,7 +78,7 @@ class Results:
         )
 
     def _result(self, text: str, words: Sequence[Word], start_ms: int, end_ms: int, **marks: bool) -> Message:
-        said = [_word(word) for word in _whole(words)]
+        said = [_word(word) for word in whole_words(words)]
         sure = sum(word["confidence"] for word in said) / len(said) if said else 0.0
         return {
             "type": "Results",
@@ -89,18 +89,6 @@ class Results:
             "channel": {"alternatives": [{"transcript": text.strip(), "confidence": sure, "words": said}]},
             "metadata": self._metadata,
         }
-
-
-def _whole(words: Sequence[Word]) -> list[Word]:
-    """A full stop that was committed after its word belongs to it."""
-    whole: list[Word] = []
-    for word in words:
-        if whole and not any(letter.isalnum() for letter in word.text):
-            last = whole[-1]
-            whole[-1] = Word(last.text + word.text, last.start_ms, word.end_ms, last.logprob)
-        else:
-            whole.append(word)
-    return whole
 
 
 def _word(word: Word) -> Message:

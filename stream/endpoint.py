@@ -104,6 +104,11 @@ class Endpointer:
         self._silent_from = self.last_speech_frame + 1 + _SETTLING_FRAMES
         self._recent.clear()
 
+    def mark(self) -> None:
+        """No later segment holds what came before; what was silent in it may still be heard with one."""
+        self._earliest = self.frame
+        self._recent.clear()
+
     def resume(self, frames: int) -> None:
         """After an end: the last ``frames`` frames were not part of that segment. If there is speech in them, the next one has begun."""
         self.first_frame = self._earliest = self.frame - frames

@@ -11,6 +11,7 @@ All times are milliseconds of STREAM time: samples received, not the clock on th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,6 +42,18 @@ class Word:
     start_ms: int
     end_ms: int
     logprob: float  # mean over its tokens
+
+
+def whole_words(words: Iterable[Word]) -> list[Word]:
+    """A full stop that was committed after its word belongs to it."""
+    whole: list[Word] = []
+    for word in words:
+        if whole and not any(letter.isalnum() for letter in word.text):
+            last = whole[-1]
+            whole[-1] = Word(last.text + word.text, last.start_ms, word.end_ms, last.logprob)
+        else:
+            whole.append(word)
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from .access import Visitor
 from .captions import CueTimes, cut_cues, spread, srt, vtt
 from .config import SessionOptions
 from .engine import Engine
-from .events import Final, Partial, Translation
+from .events import Final, Partial, Translation, whole_words
 from .live import Stream
 from .protocol import WireError, failure
 from .source import AudioSource, open_source
@@ -166,7 +166,7 @@ def answer(
         said["words"] = [
             {"word": word.text.strip(), "start": word.start_ms / 1000, "end": word.end_ms / 1000}
             for final in finals
-            for word in final.words
+            for word in whole_words(final.words)
         ]
     return JSONResponse(said)
 
@@ -187,6 +187,7 @@ class _Job:
     def __init__(self, engine: Engine, stream: Stream, source: AudioSource, folder: tempfile.TemporaryDirectory[str]) -> None:
         self._engine, self._stream, self._source, self._folder = engine, stream, source, folder
         stream.attach(self)
+        self._cut_off: WireError | None = None  # the server closed the stream before all of the file was in it
         self._feeder = asyncio.create_task(self._feed())
 
     async def whole(self, request: Request) -> list[Final]:
@@ -215,6 +216,7 @@ class _Job:
                     delta, said_segment = (" " if said else "") + delta.lstrip(), segment
                 said += delta
                 yield _event({"type": "transcript.text.delta", "delta": delta})
+            await self._check_whole()
             yield _event({"type": "transcript.text.done", "text": said})
         except Exception as error:
             yield _event({"type": "error", **json.loads(bytes(error_response(error).body))})
@@ -237,12 +239,23 @@ class _Job:
             elif isinstance(event, Translation):
                 words = tuple(spread(event.text, event.start_ms, event.end_ms))
                 finals[-1] = replace(finals[-1], text=event.text, words=words)
+        await self._check_whole()
         return finals
+
+    async def _check_whole(self) -> None:
+        """A stream that the server closed ends like any other, and may do so before the feeder knows. Raises WireError."""
+        await asyncio.wait([self._feeder])
+        if self._cut_off is not None:
+            raise self._cut_off
 
     async def _feed(self) -> None:
         blocks = self._source.blocks()
         try:
             while (block := await _next(blocks)) is not None:
+                if self._stream.closed:
+                    heard_s = self._stream.inbox.received_ms / 1000
+                    self._cut_off = WireError("draining", f"the server is stopping, {heard_s:.0f} s into the file; send it again later")
+                    raise self._cut_off
                 await self._stream.push(np.ascontiguousarray(block, dtype="<f4").tobytes())
                 _check_length(self._stream.inbox.received_ms / 1000, self._engine.options.server.session_s)
             self._stream.finish()

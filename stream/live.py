@@ -168,6 +168,11 @@ class Stream:
         self.finish()
 
     @property
+    def closed(self) -> bool:
+        """Whether the server has finished the stream: what is pushed now is not heard."""
+        return self._closing
+
+    @property
     def received_bytes(self) -> int | None:
         """Of the container, taken in so far; None: the sender counts by samples."""
         return None if self.decoder is None else self.decoder.received_bytes

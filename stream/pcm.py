@@ -41,6 +41,7 @@ class PcmReader:
         self.sample_rate, self.channels = sample_rate, channels
         self.encoding: Encoding = encoding
         self.received_samples = 0  # at the input rate, for each channel
+        self._made_samples = 0  # at 16 kHz
         self._lot_samples = sample_rate // _LOTS_PER_SECOND
         self._waiting = np.empty(0, np.float32)
         self._resampler = None if sample_rate == SAMPLE_RATE else soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32")
@@ -62,14 +63,22 @@ class PcmReader:
         whole = len(waiting) - len(waiting) % self._lot_samples
         self._waiting = waiting[whole:].copy()
         lots = waiting[:whole].reshape(-1, self._lot_samples)
-        return _joined([self._resampler.resample_chunk(lot) for lot in lots])
+        made = _joined([self._resampler.resample_chunk(lot) for lot in lots])
+        self._made_samples += len(made)
+        return made
 
     def flush(self) -> Floats:
-        """What the resampler still holds; float32 [m]. The stream is over afterwards."""
+        """What the resampler still holds of what was pushed; float32 [m], so that all that came out is as long as what was pushed, to
+        the sample. What is pushed later is resampled as if it were the beginning of a stream."""
         if self._resampler is None:
             return np.empty(0, np.float32)
         rest, self._waiting = self._waiting, np.empty(0, np.float32)
-        return self._resampler.resample_chunk(rest, last=True)
+        made = self._resampler.resample_chunk(rest, last=True)
+        self._resampler.clear()
+        missing = round(self.received_samples * SAMPLE_RATE / self.sample_rate) - self._made_samples - len(made)
+        made = np.pad(made, (0, missing)) if missing > 0 else made[: len(made) + missing]
+        self._made_samples += len(made)
+        return made
 
     def _mono(self, samples: NDArray[np.int16] | NDArray[np.float32]) -> Floats:
         """[n, channels] → float32 [n], the mean of the channels. Raises AudioFormatError for values that are no audio."""

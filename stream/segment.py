@@ -68,14 +68,16 @@ class Segment:
             self.heard_frames += len(self.waiting)
             self.lead_in, self.waiting = [], []
 
-    def cut(self) -> int:
-        """Cut at the quietest place among the waiting frames, which is seldom inside a word. Returns how many frames were cut off."""
-        if len(self.waiting) <= _SMOOTHED_FRAMES:
+    def cut(self, most_frames: int) -> int:
+        """Cut at the quietest place among the last ``most_frames`` of those that wait, which is seldom inside a word. Returns how many
+        frames were cut off."""
+        begin = max(0, len(self.waiting) - most_frames)
+        if len(self.waiting) - begin <= _SMOOTHED_FRAMES:
             return 0
-        power = [float(np.mean(np.square(frame))) for frame in self.waiting]
+        power = [float(np.mean(np.square(frame))) for frame in self.waiting[begin:]]
         # Smoothed: the closure before a "t" or "k" is silent too, but short.
         smooth = np.convolve(power, np.ones(_SMOOTHED_FRAMES), mode="valid")
-        kept = int(np.argmin(smooth)) + 1 + _SMOOTHED_FRAMES // 2
+        kept = begin + int(np.argmin(smooth)) + 1 + _SMOOTHED_FRAMES // 2
         rest = len(self.waiting) - kept
         del self.waiting[kept:]
         return rest

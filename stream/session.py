@@ -49,7 +49,7 @@ from .stats import Stats
 from .transcript import Transcript
 from .vad import Vad, make_vad
 
-_CUT_MS = 480  # a segment that is full is cut somewhere in its last part of this length
+_CUT_MS = 480  # so much at least waits unheard when a segment is full: it is cut somewhere among the frames that wait
 
 
 class Session:
@@ -150,6 +150,7 @@ class Session:
     def gap(self, samples: int) -> Job[list[Event]]:
         """The job behind ``drop``."""
         if samples > 0:
+            self._check_open("a gap")
             duration_ms = samples * 1000 // self._pcm.sample_rate
             self._events.append(Dropped(self.clocks, self._pcm.received_ms, duration_ms))
             self.stats.dropped_ms += duration_ms
@@ -159,9 +160,15 @@ class Session:
 
     def committing(self) -> Job[list[Event]]:
         """The job behind ``commit``."""
+        self._check_open("commit()")
+        yield from self._advance()
+        self._frames.extend(self._framer.push(self._pcm.flush()))  # what the resampler holds was said before this
         yield from self._advance()
         yield from self._end_segment("commit")
-        self._events.append(Committed(self.clocks, self._ms(self._endpointer.frame)))
+        self._endpointer.mark()
+        at_ms = self._ms(self._endpointer.frame)
+        self._committed_ms = max(self._committed_ms, at_ms)
+        self._events.append(Committed(self.clocks, at_ms))
         return self._told()
 
     @property
@@ -185,9 +192,12 @@ class Session:
 
     # One frame
 
-    def _take(self, pcm: Pcm) -> None:
+    def _check_open(self, what: str) -> None:
         if self._flushed:
-            raise DragomanError("audio after finish(): the session is over, expected a new Session for more audio")
+            raise DragomanError(f"{what} after finish(): the session is over, expected a new Session for more audio")
+
+    def _take(self, pcm: Pcm) -> None:
+        self._check_open("audio")
         while self._gap_samples:  # a job failed in the middle of a gap
             self._fill_gap(self._pcm.sample_rate)
         self._feed(pcm)
@@ -301,7 +311,7 @@ class Session:
         endpointer, reason, told = self._endpointer, self._endpointer.reason, len(segment.transcript.words)
         silent_frames = endpointer.silent_frames
         if reason == "length":
-            endpointer.resume(segment.cut())
+            endpointer.resume(segment.cut(endpointer.settings.longest_frames // 2))
         end_ms = min(self._ms(segment.heard_frame + len(segment.waiting)), self._pcm.received_ms)
         self._events.append(SpeechEnded(self.clocks, self._index, end_ms, reason))
         try:

@@ -36,8 +36,18 @@ class AudioSource(Protocol):
     def close(self) -> None: ...
 
 
+_UNKNOWN_SAMPLES = 1 << 62  # and more: libsndfile's length of a FLAC file whose header has none, because it went into a pipe
+
+
 class _NotOurs(AudioFormatError):
     """A file that libsndfile does not read."""
+
+
+class _Forward(soundfile.SoundFile):
+    """A file whose end nobody knows: at the end libsndfile cannot seek to where it is, and would lose the last block over it."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 class FileSource:
@@ -60,8 +70,13 @@ class FileSource:
             raise AudioFormatError(f"{path}: holds 0 samples, expected at least one")
         self.name = str(path)
         self.sample_rate, self.channels = int(self._file.samplerate), int(self._file.channels)
-        self._promised_samples = int(self._file.frames) + self._cut_off_samples(path.stat().st_size)
-        self.duration_s: float | None = self._promised_samples / self.sample_rate
+        self._promised_samples: int | None = None
+        if self._file.frames < _UNKNOWN_SAMPLES:
+            self._promised_samples = int(self._file.frames) + self._cut_off_samples(path.stat().st_size)
+        else:
+            self._file.close()
+            self._file = _Forward(str(path))
+        self.duration_s: float | None = None if self._promised_samples is None else self._promised_samples / self.sample_rate
         self._block_samples = max(1, self.sample_rate * block_ms // 1000)
 
     def blocks(self) -> Iterator[Floats]:
@@ -76,6 +91,8 @@ class FileSource:
                 break
             read_samples += len(block)
             yield np.asarray(block, np.float32)
+        if promised is None:
+            return
         # Some formats only estimate their length: they count as cut off when a quarter is missing, others when a tenth of a second is.
         estimated = self._file.format in ("OGG", "MPEG")
         if promised - read_samples > (promised // 4 if estimated else self.sample_rate // 10):
@@ -91,8 +108,8 @@ class FileSource:
         return round(self._file.frames * max(0, missing_bytes) / file_bytes)
 
     def _broken(self, read_samples: int, reason: str) -> AudioFormatError:
-        at_s, expected_s = read_samples / self.sample_rate, self.duration_s or 0.0
-        return AudioFormatError(f"{self.name}: broken after {at_s:.2f} s, expected {expected_s:.2f} s ({reason.rstrip('.')})")
+        expected = "" if self.duration_s is None else f", expected {self.duration_s:.2f} s"
+        return AudioFormatError(f"{self.name}: broken after {read_samples / self.sample_rate:.2f} s{expected} ({reason.rstrip('.')})")
 
 
 def open_source(path: Path, block_ms: int = BLOCK_MS) -> FileSource | MediaSource:

@@ -70,11 +70,16 @@ class Transcript:
         ``word_is_over``: silence shows that its last word is complete. Returns the index in ``words`` of the first word that is new
         or longer; a word that grows (a full stop after it) appears as a word of its own without a leading space.
         """
+        before = self.unstable_ids
         self._replace(ids, logprobs, heard_ms)
         whole = min(agreed_tokens, len(ids))
-        while whole > 0 and not (word_is_over if whole == len(ids) else starts_word(self._tokenizer, ids[whole])):
-            whole -= 1
+        while whole > 0 and not (self._is_word_end(ids, whole, word_is_over) and self._is_word_end(before, whole, True)):
+            whole -= 1  # in either of the two the word goes on: "fox" is not what "foxy" began with
         return self._commit(self._spelt_tokens(ids, whole))
+
+    def _is_word_end(self, ids: Sequence[int], place: int, end_is_one: bool) -> bool:
+        """Whether a word ends before ``ids[place]``; ``end_is_one``: at the end of ``ids`` too."""
+        return end_is_one if place >= len(ids) else starts_word(self._tokenizer, ids[place])
 
     def flush(self) -> int:
         """Commit everything. Returns the index in ``words`` of the first new word."""

@@ -115,3 +115,9 @@ def test_formats() -> None:
     assert srt(7, cue) == "7\n01:02:03,004 --> 01:02:04,000\na < b &\nc\n\n"
     assert vtt(cue) == "01:02:03.004 --> 01:02:04.000\na &lt; b &amp;\nc\n\n"
     assert stamp(360_000_000, ".") == "100:00:00.000"
+
+
+def test_a_full_stop_that_was_committed_later_is_no_cue_of_its_own() -> None:
+    words = [Word("We climbed", 0, 3000, 0), Word(" the stairs", 3000, 5900, 0), Word(".", 5900, 6100, 0), Word(" Then", 6100, 6500, 0)]
+    lines = [" ".join(cue.lines) for cue in cut_cues(words)]
+    assert " ".join(lines) == "We climbed the stairs. Then" and "." not in lines

@@ -190,6 +190,17 @@ def test_a_hole_in_the_stream_is_told_and_keeps_its_time() -> None:
     assert text(events) == TEXT and sum(event.duration_ms for event in events if isinstance(event, Dropped)) == 400
 
 
+def test_a_hole_in_a_second_recording_is_told_too() -> None:
+    """Its times begin anew."""
+    data = recorded("ogg")
+    pages = ogg_pages(data)
+    holed = b"".join(pages[:-30] + pages[-10:])
+    for stream in (data + holed, holed + data):
+        pcm, holes, error = decoded(every(stream, 999))
+        assert error == "" and [length for _, length in holes] == [20 * 960]
+        assert abs(len(pcm) // 2 + 20 * 960 - 2 * LENGTH) <= 960
+
+
 @pytest.mark.parametrize("kind", ["MediaRecorder", "ogg", "flac", "film"])
 def test_what_was_cut_off_is_heard_up_to_there(kind: str) -> None:
     data = recorded(kind)

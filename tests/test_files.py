@@ -20,7 +20,7 @@ from dragoman.stream.engine import Engine
 from dragoman.stream.source import ArraySource
 
 from .fakes import ScriptedBackend, speech
-from .live import Live, breath, make_engine, run, serving
+from .live import Clock, Live, breath, make_engine, run, serving
 
 TEXT = "the quick brown fox jumps over a lazy dog."
 EDGE = "----------an-edge"
@@ -228,3 +228,31 @@ def test_a_client_that_leaves_in_the_middle_of_its_events() -> None:
             return live.engine.opened_count
 
     assert run(test()) == 1
+
+
+@pytest.mark.parametrize("live", ["false", "true"])
+def test_a_file_that_outlasts_the_draining_is_no_shorter_file(live: str) -> None:
+    clock = Clock()
+
+    async def test() -> tuple[int, str, dict[str, str]]:
+        async with serving(make_engine(clock=clock, drain_s=30, queue_ms=1000)) as server:
+            opened = server.engine.open
+
+            async def slow(*args: Any, **kwargs: Any) -> Any:
+                stream = await opened(*args, **kwargs)
+                prepare = stream.prepare
+                stream.prepare = lambda: stream.closed and prepare()  # nothing is heard until the server closes it
+                return stream
+
+            server.engine.open = slow  # type: ignore[method-assign]
+            asking = asyncio.create_task(asyncio.to_thread(post, server, body(audio(text=" ".join([TEXT] * 3)), stream=live)))
+            while not (server.engine.streams and server.engine.active[0].inbox.full):
+                await breath()
+            server.engine.drain()
+            clock.now_s += 31
+            server.engine.tick()
+            return await asking
+
+    status, text, _ = run(test())
+    assert "the server is stopping" in text and "transcript.text.done" not in text
+    assert status == (200 if live == "true" else 503)

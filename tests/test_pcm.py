@@ -99,3 +99,26 @@ def test_what_is_no_audio_is_refused_and_changes_nothing(pcm: Any, says: str) ->
 def test_formats_that_are_not_supported(format: dict[str, Any], says: str) -> None:
     with pytest.raises(AudioFormatError, match=says):
         PcmReader(**format)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rate=st.integers(8_000, 192_000), cuts=st.lists(st.integers(1, 5_000), min_size=1, max_size=20))
+def test_parts_that_are_flushed_one_by_one_are_as_long_as_what_was_pushed(rate: int, cuts: list[int]) -> None:
+    reader, made = PcmReader(rate), 0
+    for length in cuts:
+        made += len(reader.push(np.ones(length, np.int16))) + len(reader.flush())
+        assert made == round(reader.received_samples * 16_000 / rate) or rate == 16_000
+
+
+def test_a_tone_goes_on_after_a_flush() -> None:
+    reader, samples = PcmReader(48_000), tone(48_000, 1.0)
+    first = read(reader, [samples[:24_000]])
+    second = read(reader, [samples[24_000:]])
+    assert (len(first), len(second)) == (8_000, 8_000)
+    assert (
+        np.abs(
+            np.concatenate([first[1000:7000], second[1000:7000]])
+            - np.concatenate([tone(16_000, 1.0)[1000:7000], tone(16_000, 1.0)[9000:15_000]])
+        ).max()
+        < 0.01
+    )

@@ -81,11 +81,13 @@ def test_the_cut_is_in_the_quietest_place_and_loses_nothing() -> None:
     segment = make(ScriptedBackend(), "the")
     loud, closure, pause = (np.full(FRAME, level, np.float32) for level in (0.5, 0.0, 0.1))
     segment.waiting = [loud, loud, closure, loud, loud, pause, pause, pause, loud, loud]
-    assert segment.cut() == 3, "cut in the middle of the pause, not in the short closure"
+    assert segment.cut(10) == 3, "cut in the middle of the pause, not in the short closure"
     assert len(segment.waiting) == 7
+    segment.waiting = [pause, pause, pause, loud, loud, loud, closure, loud, loud, loud]
+    assert segment.cut(6) == 4 and len(segment.waiting) == 6, "no further back than it may"
     for frames in range(5):
         segment.waiting = [loud] * frames
-        assert segment.cut() + len(segment.waiting) == frames
+        assert segment.cut(10) + len(segment.waiting) == frames
 
 
 def test_padding_takes_no_stream_time_and_is_no_digital_silence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dragoman.model.work import run_together
 from dragoman.stream.config import SessionOptions
 from dragoman.stream.events import Committed, Dropped, Ended, Final, Partial, SpeechEnded, SpeechStarted, Translation
 from dragoman.stream.opening import Openings
+from dragoman.stream.pcm import PcmReader
 from dragoman.stream.session import Session
 
 from .fakes import ScriptedBackend, hear, speech
@@ -467,3 +469,57 @@ def test_commits_one_after_another_are_answered_one_by_one() -> None:
     check_promises(events)
     assert [event.at_ms for event in events if isinstance(event, Committed)] == [0, 800, 800]
     assert finals(events) == ["the quick"]
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 24_000, 44_100, 48_000])
+def test_a_commit_holds_all_that_was_pushed_at_any_rate(rate: int) -> None:
+    """What the resampler still holds was said before it, and the next turn does not begin with a piece of this one."""
+    samples = speech("the quick brown fox")  # 1600 ms, to the last sample
+    there = PcmReader(16_000)
+    assert len(there.push(samples)) == len(samples) == 25_600
+    stream = Session(loaded(ScriptedBackend()), vad=LoudnessVad(), sample_rate=rate, encoding="float32")
+    pushed = np.interp(np.arange(rate * 16 // 10) / rate, np.arange(25_600) / 16_000, samples).astype(np.float32)
+    events = stream.push(pushed) + stream.commit()
+    assert isinstance(events[-1], Committed) and events[-1].at_ms == 1600
+    events += stream.push(np.zeros(rate, np.float32)) + stream.commit() + stream.finish()
+    check_promises(events)
+    assert len([event for event in events if isinstance(event, SpeechStarted)]) == 1
+    assert [event.at_ms for event in events if isinstance(event, Committed)] == [1600, 2600]
+
+
+def test_nothing_that_is_told_after_a_commit_lies_before_it() -> None:
+    """Nor if nobody was speaking: the pre-roll of what comes next ends at the mark."""
+    stream = session()
+    before = stream.push(silence(2.0)) + stream.commit()
+    assert isinstance(before[-1], Committed) and before[-1].at_ms == before[-1].clocks.committed_ms == 2000
+    events = before + stream.push(speech("the quick brown fox", silence_s=1.0)) + stream.finish()
+    check_promises(events)
+    assert finals(events) == ["the quick brown fox"]
+    assert min(event.start_ms for event in events if isinstance(event, Final)) == 2000
+    assert min(event.at_ms for event in events if isinstance(event, SpeechStarted)) == 2000
+
+
+def test_after_finish_nothing_is_taken() -> None:
+    stream = Session(loaded(ScriptedBackend()), sample_rate=48_000)
+    stream.push(np.zeros(48_000, np.int16))
+    assert isinstance(stream.finish()[-1], Ended)
+    with pytest.raises(DragomanError, match=r"audio after finish\(\): the session is over"):
+        stream.push(np.zeros(48_000, np.int16))
+    with pytest.raises(DragomanError, match=r"a gap after finish\(\): the session is over"):
+        stream.drop(16_000)
+    with pytest.raises(DragomanError, match=r"commit\(\) after finish\(\): the session is over"):
+        stream.commit()
+    assert stream.finish() == []
+
+
+@pytest.mark.parametrize(("block_ms", "longest_s"), [(640, 2), (2000, 2), (4000, 2), (4000, 4)])
+def test_a_block_longer_than_a_segment_loses_no_word(block_ms: int, longest_s: int) -> None:
+    """The quiet beginning of a segment is no place to cut it. A word that is cut in two may be heard in both."""
+    text = "the quick brown fox jumps over a lazy dog. we met them again"
+    events = transcribe(
+        session(block_ms=block_ms, endpoint={"longest_s": longest_s}), np.concatenate([silence(1.0), speech(text, silence_s=1)])
+    )
+    check_promises(events)
+    assert [word for word, _ in groupby(" ".join(finals(events)).split())] == text.split()
+    lengths = [event.end_ms - event.start_ms for event in events if isinstance(event, Final) and event.reason == "length"]
+    assert lengths and min(lengths) >= 500 * longest_s

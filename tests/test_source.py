@@ -146,3 +146,22 @@ def test_paced_blocks_come_no_earlier_than_they_were_recorded() -> None:
         if index == 1:
             now[0] += 0.15  # the listener is slow: the next blocks are late, but not later than they must be
     assert times == [0.1, 0.2, 0.35, 0.4]
+
+
+def test_a_flac_out_of_a_pipe_has_no_length_and_is_whole(tmp_path: Path) -> None:
+    """Whoever writes a header before the samples cannot know their number, and leaves it 0 (RFC 9639, section 8.2)."""
+    path = tmp_path / "pipe.flac"
+    soundfile.write(str(path), NOISE, 22_050)
+    whole = bytearray(path.read_bytes())
+    whole[21] &= 0xF0  # 36 bits of the first block, which begins with the eighth byte
+    whole[22:26] = bytes(4)
+    path.write_bytes(whole)
+    source = FileSource(path)
+    assert source.duration_s is None and source.sample_rate == 22_050
+    assert sum(map(len, source.blocks())) == len(NOISE)
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    heard = 0
+    with pytest.raises(AudioFormatError, match=r"broken after [01]\.\d\d s \("):
+        for block in FileSource(path).blocks():
+            heard += len(block)
+    assert heard > len(NOISE) // 2

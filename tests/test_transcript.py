@@ -179,3 +179,15 @@ def test_whatever_the_hypotheses_committed_text_only_grows(hypotheses: list[tupl
     assert "".join(word.text for word in transcript.words) == transcript.text
     times = [time for word in transcript.words for time in (word.start_ms, word.end_ms)]
     assert times == sorted(times) and (not times or times[-1] <= max(heard_ms, 0))
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_word_that_only_one_of_two_hypotheses_said_is_not_committed(tokenizer: Tokenizer, is_over: bool) -> None:
+    """Their tokens agree as far as "fox", and one of them says "foxy"."""
+    longer = tokenizer.encode("the foxy")
+    assert longer[:2] == tokenizer.encode("the fox") and len(longer) > 2
+    for first, second in (("the foxy", "the fox jumps"), ("the foxy", "the fox"), ("the fox", "the foxy jumps")):
+        transcript = Transcript(tokenizer, 0)
+        update(transcript, first)
+        update(transcript, second, word_is_over=is_over)
+        assert transcript.text == "the"
