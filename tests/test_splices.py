@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ torch = pytest.importorskip("torch")
 
 import tokenizers  # noqa: E402
 from dragoman.model.errors import ConfigError  # noqa: E402
-from dragoman.model.training import text  # noqa: E402
+from dragoman.model.training import augment, text  # noqa: E402
 from dragoman.model.training.align import align  # noqa: E402
-from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions  # noqa: E402
+from dragoman.model.training.augment import AugmentOptions  # noqa: E402
+from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions, _Row  # noqa: E402
 from dragoman.model.training.probe import PLAIN  # noqa: E402
 from dragoman.model.training.speech import LEAST_CLIPS, Speech  # noqa: E402
 from dragoman.model.training.splices import Run, agreed_runs, cut_run, written_after  # noqa: E402
@@ -97,7 +99,7 @@ def test_agreed_words_are_in_both_readings(one: list[str], other: list[str]):
         assert any(other[i : i + len(said)] == said for i in range(len(other)))
 
 
-def make_speech(folder: Path, *, aligned: bool = True, clips: int = LEAST_CLIPS) -> Speech:
+def make_speech(folder: Path, *, aligned: bool = True, clips: int = LEAST_CLIPS, speakers: Sequence[str] = ("s",)) -> Speech:
     """Clips whose teacher's features say which clip (column 0) and which moment of it, in frames (column 1), they are of."""
     rng, writer = np.random.default_rng(0), StoreWriter(folder)
     features, sizes, moments = list[np.ndarray](), list[str](), list[str]()
@@ -105,12 +107,13 @@ def make_speech(folder: Path, *, aligned: bool = True, clips: int = LEAST_CLIPS)
         words = [WORDS[j] for j in rng.permutation(len(WORDS))]
         letters = spoken_letters(words)
         wave = rng.standard_normal((letters[-1] + 6) * FRAME, dtype=np.float32) * 0.1
-        writer.add(wave, id=f"clip{i}", split="train", lang="en", speaker="s", source="t", text=" ".join(words))
+        writer.add(wave, id=f"clip{i}", split="train", lang="en", speaker=speakers[i % len(speakers)], source="t", text=" ".join(words))
         rows = np.zeros((len(wave) // HOP_SAMPLES, WIDTH), np.float16)
         rows[:, 0], rows[:, 1] = i, (np.arange(len(rows)) * HOP_SAMPLES + CENTRE_SAMPLES) / FRAME
         features.append(rows)
         sizes.append(f"clip{i}\t{len(rows)}\n")
-        moments.append(f"clip{i}\t{' '.join('0' for _ in words)}\t{' '.join(map(str, letters))}\n")
+        ends = [letters[sum(map(len, words[: place + 1])) - 1] for place in range(len(words))]
+        moments.append(f"clip{i}\t{' '.join(map(str, ends))}\t{' '.join(map(str, letters))}\n")
     writer.close()
     np.concatenate(features).tofile(folder / "features-0.f16")
     (folder / "features-0.tsv").write_text("".join(sizes))
@@ -159,8 +162,47 @@ def test_a_batch_of_runs_is_a_function_of_its_step(tmp_path: Path, tokenizer: to
 
 def test_speech_that_was_not_aligned_cannot_be_cut(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     batches = Batches(make_speech(tmp_path / "store", aligned=False), tokenizer, BatchOptions(splice=1.0, silence=0.0), seed=3)
-    with pytest.raises(ConfigError, match="no clip of the stores is aligned"):
+    with pytest.raises(ConfigError, match="no speaker of the stores is known and has 20 transcribed clips that are aligned"):
         _ = batches[0]
+
+
+def test_only_the_words_of_one_known_speaker_are_joined(tmp_path: Path):
+    """Thousands of clips of which nobody told who speaks are not one speaker's."""
+    speech = make_speech(tmp_path / "store", clips=4 * LEAST_CLIPS, speakers=("", "anna", "?", "ben"))
+    drawn = [{clip.speaker for _, clip, *_ in speech.draw_speaker(np.random.default_rng(seed))} for seed in range(40)]
+    assert {frozenset(speakers) for speakers in drawn} == {frozenset({"anna"}), frozenset({"ben"})}
+
+
+def test_the_voice_stays_through_a_row_of_runs(tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    drawn, changed = list[augment.Change](), list[augment.Change]()
+    draw, change = augment.draw_change, augment.Change.of
+    monkeypatch.setattr(augment, "draw_change", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    monkeypatch.setattr(augment.Change, "of", lambda self, wave: changed.append(self) or change(self, wave))
+    options = BatchOptions(shapes=((256, 6, 1.0),), splice=1.0, silence=0.0, augment=AugmentOptions(noise=0.0, hiss=0.0))
+    _ = Batches(make_speech(tmp_path / "store"), tokenizer, options, seed=3)[0]
+    assert len(drawn) == 6 and len(changed) > 12 and {id(each) for each in changed} == {id(each) for each in drawn}
+
+
+def test_a_word_is_asked_for_only_when_its_last_letter_is_due(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    """A clip that is cut in the middle: the model is told of a letter ``delay_frames`` after it was said, so that frame must be there."""
+    speech = make_speech(tmp_path / "store")
+    batches = Batches(speech, tokenizer, BatchOptions(delay_frames=6, augment=PLAIN), seed=3)
+    (which, clip, words), ends = speech.labelled[0], speech.word_ends[0]["clip0"]
+    for cut_frames in range(1, clip.samples // FRAME + 1):
+        row = _Row()
+        row.labelled = True
+        batches._add(row, which, clip, words, np.random.default_rng(0), cut_frames)
+        due = [word for word, end in zip(words.split(), ends, strict=True) if end + 6 in range(cut_frames)]
+        assert row.samples == cut_frames * FRAME and tokenizer.decode(row.tokens).split() == due
+
+
+def test_a_wrong_word_is_one_that_occurs(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    speech = make_speech(tmp_path / "store")
+    usual = {i for _, _, words in speech.labelled for i in tokenizer.encode(words).ids}
+    options = BatchOptions(shapes=((256, 6, 1.0),), labelled=1.0, silence=0.0, wrong_tokens=1.0, augment=PLAIN)
+    batch = Batches(speech, tokenizer, options, seed=3)[0]
+    given = set(batch.ids[batch.is_text].tolist()) - set(range(len(text.SPECIAL_TOKENS)))
+    assert given <= usual and len(usual) < tokenizer.get_vocab_size() / 2 and len(given) > 5
 
 
 def test_every_transcribed_clip_and_what_two_teachers_agree_on_is_aligned(tmp_path: Path):

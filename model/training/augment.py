@@ -56,19 +56,30 @@ def rms(wave: Wave) -> float:
     return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) if len(wave) else 0.0
 
 
-def augment_clip(wave: Wave, rooms: list[Wave], options: AugmentOptions, rng: np.random.Generator) -> tuple[Wave, float]:
-    """One clip → (changed clip, speed factor). The factor maps targets to the new time axis."""
-    factor = 1.0
-    if options.speed:
-        factor = float(rng.uniform(1 - options.speed, 1 + options.speed))
-        wave = change_speed(wave, factor)
-    if rng.random() < options.tilt:
-        wave = tilt_spectrum(wave, float(rng.uniform(-0.6, 0.9)))
-    if rooms and rng.random() < options.room:
-        wave = play_in_room(wave, rooms[int(rng.integers(len(rooms)))])
-    if rng.random() < options.band:
-        wave = telephone(wave)
-    return wave, factor
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a voice in a room is changed, so that several pieces of one speaker may be changed alike."""
+
+    factor: float = 1.0  # of speed; maps targets to the new time axis
+    tilt: float | None = None
+    response: Wave | None = None  # of a room
+    telephone: bool = False
+
+    def of(self, wave: Wave) -> Wave:
+        if self.factor != 1.0:
+            wave = change_speed(wave, self.factor)
+        if self.tilt is not None:
+            wave = tilt_spectrum(wave, self.tilt)
+        if self.response is not None:
+            wave = play_in_room(wave, self.response)
+        return telephone(wave) if self.telephone else wave
+
+
+def draw_change(rooms: list[Wave], options: AugmentOptions, rng: np.random.Generator) -> Change:
+    factor = float(rng.uniform(1 - options.speed, 1 + options.speed)) if options.speed else 1.0
+    tilt = float(rng.uniform(-0.6, 0.9)) if rng.random() < options.tilt else None
+    response = rooms[int(rng.integers(len(rooms)))] if rooms and rng.random() < options.room else None
+    return Change(factor, tilt, response, rng.random() < options.band)
 
 
 def add_noise(row: Wave, noise: Wave | None, level: float, options: AugmentOptions, rng: np.random.Generator) -> Wave:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import tokenizers
@@ -30,6 +31,7 @@ from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH
 from .translations import Translations
 
 IGNORE = -100
+_TRANSCRIPTS_APART = 8  # every eighth one tells which tokens are usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,12 @@ class Batches(Dataset[Batch]):
     def _spoil(self, tokens: list[int], rng: np.random.Generator) -> list[int]:
         """A decoder that only ever saw right words before the next one is helpless after its first error (exposure bias)."""
         wrong = rng.random(len(tokens)) < self.options.wrong_tokens
-        random = rng.integers(len(text.SPECIAL_TOKENS), self.tokenizer.get_vocab_size(), len(tokens))
-        return np.where(wrong, random, tokens).tolist()
+        return np.where(wrong, rng.choice(self._usual_tokens, len(tokens)), tokens).tolist()
+
+    @cached_property
+    def _usual_tokens(self) -> NDArray[np.int64]:
+        """Tokens as often as transcripts have them: one that never occurs would be known to be wrong."""
+        return np.asarray([i for _, _, words in self.speech.labelled[::_TRANSCRIPTS_APART] for i in self.tokenizer.encode(words).ids])
 
     def _speak(self, row: _Row, length: int, rng: np.random.Generator) -> None:
         """Fill a row with utterances; a row is either all transcribed or all without text, and all translated or none."""
@@ -165,6 +171,7 @@ class Batches(Dataset[Batch]):
         """Fill a row with runs of words out of one speaker's clips; most of them follow each other without a pause."""
         row.labelled, said, misses = True, "", 0
         speaker = self.speech.draw_speaker(rng)
+        change = augment.draw_change(self.speech.rooms, self.options.augment, rng)  # the voice stays: no joint is to be heard
         slowest, (fewest, most) = 1 + self.options.augment.speed, self.options.splice_words
         while misses < 12:
             which, clip, words, runs = speaker[int(rng.integers(len(speaker)))]
@@ -177,7 +184,7 @@ class Batches(Dataset[Batch]):
             if run is None or (run.end - run.start) * slowest > room * FRAME:
                 misses += 1
                 continue
-            self._append(row, which, clip, wave[run.start : run.end], written, run.letters, rng, run.start)
+            self._append(row, which, clip, wave[run.start : run.end], written, run.letters, rng, run.start, change=change)
             said = written
             if rng.random() < 0.15:
                 row.silence(int(rng.integers(1_600, 12_000)))
@@ -240,7 +247,7 @@ class Batches(Dataset[Batch]):
         if cut_frames is not None:
             row.cut, wave = True, wave[: cut_frames * FRAME]
         if cut_frames is not None and ends is not None:
-            words = " ".join(words.split()[: sum(end + self.options.delay_frames <= cut_frames for end in ends)])
+            words = " ".join(words.split()[: sum(end + self.options.delay_frames < cut_frames for end in ends)])
         self._append(row, which, clip, wave, words, self.speech.letters[which].get(clip.id), rng)
 
     def _append(
@@ -253,14 +260,17 @@ class Batches(Dataset[Batch]):
         letters: Sequence[float] | None,
         rng: np.random.Generator,
         start: int = 0,
+        change: augment.Change | None = None,
     ) -> None:
-        """Append ``wave``, a clip's samples from ``start`` on, and what is said in it."""
-        wave, factor = augment.augment_clip(wave, self.speech.rooms, self.options.augment, rng)
+        """Append ``wave``, a clip's samples from ``start`` on, and what is said in it. ``change``: that of the pieces before it; None: its
+        own, and a loudness of its own, by ± 6 dB."""
+        own = augment.draw_change(self.speech.rooms, self.options.augment, rng) if change is None else change
+        wave, factor = own.of(wave), own.factor
         if words:
             self._write(row, words, letters, factor)
         level = augment.rms(wave)
-        if row.level:  # loudness varies between the utterances of a row, by ± 6 dB
-            wave = wave * (row.level / max(level, 1e-6)) * 2 ** float(rng.uniform(-1, 1))
+        if row.level:
+            wave = wave * (row.level / max(level, 1e-6)) * (2 ** float(rng.uniform(-1, 1)) if change is None else 1.0)
         row.level = row.level or level
         table, characters = self.speech.tables[which], self.speech.characters[which]
         if clip.id in table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,9 @@ from .translations import Translations
 
 SHORTEST_SAMPLES, LONGEST_SAMPLES = 4096, int(17.4 * SAMPLE_RATE)  # of the clips that are used
 LEAST_CLIPS = 20  # with fewer, a row of one speaker's words would say the same again and again
+UNKNOWN = ("", "?")  # speakers of clips of which nobody told
 Floats = NDArray[np.float64]
+Speaker = tuple[int, str, str]  # store, source, speaker
 Spoken = tuple[int, Clip, str, tuple[tuple[int, int], ...]]  # store, clip, text, ranges of its words that are known to be right
 
 
@@ -79,36 +80,47 @@ class Speech:
         self.chance = np.cumsum(np.asarray(weights) / sum(weights))
 
     @cached_property
-    def _speakers(self) -> dict[tuple[int, str, str], list[Spoken]]:
-        """Aligned clips of each speaker; those of speakers with less than ``LEAST_CLIPS`` go together, by source."""
-        spoken = [(i, clip, words, ((0, len(words.split())),)) for i, clip, words in self.labelled] + self.partly
-        aligned = [item for item in spoken if item[1].id in self.letters[item[0]]]
-        clips = Counter((i, clip.source, clip.speaker) for i, clip, *_ in aligned)
-        found: dict[tuple[int, str, str], list[Spoken]] = {}
-        for item in aligned:
-            key = (item[0], item[1].source, item[1].speaker)
-            found.setdefault(key if clips[key] >= LEAST_CLIPS else (*key[:2], ""), []).append(item)
-        return found
+    def _speakers(self) -> dict[Speaker, list[Spoken]]:
+        """Aligned clips of each speaker who is known and has at least ``LEAST_CLIPS``."""
+        found: dict[Speaker, list[Spoken]] = {}
+        for item in [(i, clip, words, ((0, len(words.split())),)) for i, clip, words in self.labelled] + self.partly:
+            if item[1].id in self.letters[item[0]] and item[1].speaker not in UNKNOWN:
+                found.setdefault(_speaker(item[0], item[1]), []).append(item)
+        return {speaker: clips for speaker, clips in found.items() if len(clips) >= LEAST_CLIPS}
+
+    @cached_property
+    def _of_speakers(self) -> tuple[list[int], Floats]:
+        """Places in ``labelled`` of the clips of such a speaker, and their cumulated chances."""
+        return self._chances([place for place, (i, clip, _) in enumerate(self.labelled) if _speaker(i, clip) in self._speakers])
 
     def draw_speaker(self, rng: np.random.Generator) -> list[Spoken]:
-        """One speaker's aligned clips. Raises ConfigError where none is aligned."""
-        if not self._speakers:
-            raise ConfigError("batches.splice cuts clips between words, but no clip of the stores is aligned (words.tsv)")
-        while True:
-            i, clip, _ = self.draw(rng, True)
-            if clip.id in self.letters[i]:
-                return self._speakers.get((i, clip.source, clip.speaker)) or self._speakers[i, clip.source, ""]
+        """One speaker's aligned clips, by the speech that there is of each. Raises ConfigError where there is no such speaker."""
+        places, chance = self._of_speakers
+        if not places:
+            why = f"no speaker of the stores is known and has {LEAST_CLIPS} transcribed clips that are aligned (words.tsv)"
+            raise ConfigError(f"batches.splice joins one speaker's words, but {why}")
+        i, clip, _ = self.labelled[places[min(int(np.searchsorted(chance, rng.random())), len(places) - 1)]]
+        return self._speakers[_speaker(i, clip)]
+
+    def _chances(self, places: list[int]) -> tuple[list[int], Floats]:
+        """The same places, and the cumulated chances of their clips among them."""
+        chances = np.diff(self.chance, prepend=0.0)[places]
+        return places, np.cumsum(chances / chances.sum()) if places else chances
 
     def translated(self, translations: Translations) -> dict[str, tuple[list[int], Floats]]:
         """Language → (places in ``labelled`` of the clips with a translation, their cumulated chances), where there are any."""
-        chances, found = np.diff(self.chance, prepend=0.0), dict[str, tuple[list[int], Floats]]()
+        found = dict[str, tuple[list[int], Floats]]()
         for language in translations.languages():
             places = [i for i, (_, _, words) in enumerate(self.labelled) if translations.of(words, language)]
             if places:
-                found[language] = places, np.cumsum(chances[places] / chances[places].sum())
+                found[language] = self._chances(places)
         return found
 
     def draw(self, rng: np.random.Generator, labelled: bool) -> tuple[int, Clip, str]:
         if labelled or not self.unlabelled:
             return self.labelled[min(int(np.searchsorted(self.chance, rng.random())), len(self.labelled) - 1)]
         return self.unlabelled[int(rng.integers(len(self.unlabelled)))]
+
+
+def _speaker(store: int, clip: Clip) -> Speaker:
+    return store, clip.source, clip.speaker
