@@ -45,7 +45,8 @@ class _Feed:
 
 
 def connect(wanted: Wanted, form: Form) -> int:
-    """Send and show until the audio ends or Ctrl-C, which still brings the text of all that was sent. Returns 0. Raises DragomanError."""
+    """Send and show until the audio ends or Ctrl-C, which still brings the text of all that was sent; a second one does not wait for it.
+    Returns 0. Raises DragomanError."""
     with _feed(wanted) as feed:
         asyncio.run(_talk(wanted, feed, form))
     return 0
@@ -83,8 +84,14 @@ async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
         sys.stderr.write(f"the key crosses the network in the clear to {remote.url}; expected wss:// or https://\n")
     async with remote:
         renderer = make_renderer(form, sys.stdout, parse_options({"session": {"targets": wanted.targets or []}}))
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            feed.stop()
+            loop.remove_signal_handler(signal.SIGINT)  # a second one breaks off: nobody may be there to tell the rest
+
         with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or not the main thread: Ctrl-C breaks off
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, feed.stop)
+            loop.add_signal_handler(signal.SIGINT, stop)
         sender = asyncio.create_task(_send(remote, feed))
         try:
             async for event in remote:

@@ -21,7 +21,20 @@ from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from ..stream import AudioFormatError, ConfigError, DragomanError, Ended, Event, OverloadedError, ProtocolError, TaskError
-from ..stream.protocol import Failure, Finish, Gap, Progress, Ready, Resume, ServerMessage, Start, WireError, read_server, write
+from ..stream.protocol import (
+    MOST_GAP_SAMPLES,
+    Failure,
+    Finish,
+    Gap,
+    Progress,
+    Ready,
+    Resume,
+    ServerMessage,
+    Start,
+    WireError,
+    read_server,
+    write,
+)
 from .retelling import Retelling
 
 _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4}
@@ -30,6 +43,7 @@ _KEPT_S = 120  # the same and what was not yet told to the end, for a server tha
 _FRUITLESS = 3  # servers in a row that were lost before they told anything: it may be this audio that kills them
 _MESSAGE_MS = 250
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+_SILENCE_S = 45.0  # without a byte of a server, which pings every 20 s: the network has died, and nobody will ever say so
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,20 @@ class Restart:
 
     at_ms: int
     lost_ms: int = 0
+
+
+class _Heard(ClientConnection):
+    """A connection that knows when it last heard anything, pings too."""
+
+    heard_s = 0.0  # of the loop's clock
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_s = self.loop.time()
+        super().data_received(data)
+
+    @property
+    def silent_s(self) -> float:
+        return self.loop.time() - self.heard_s
 
 
 class Remote:
@@ -169,7 +197,7 @@ class Remote:
 
     # The connection
 
-    async def _run(self, socket: ClientConnection) -> None:
+    async def _run(self, socket: _Heard) -> None:
         """Talk; come back after every loss, for as long as a server that is there keeps sessions."""
         try:
             while not await self._talk(socket):
@@ -179,20 +207,35 @@ class Remote:
             self._room.set()
             await self._events.put(error)
 
-    async def _talk(self, socket: ClientConnection) -> bool:
+    async def _talk(self, socket: _Heard) -> bool:
         """Send and receive until Ended (True) or until the connection is lost (False). Raises what the server complains of."""
-        sender = asyncio.create_task(self._send_all(socket))
+        reader, sender = asyncio.create_task(self._read(socket)), asyncio.create_task(self._send_all(socket))
         try:
-            async for text in socket:
-                if await self._heard(read_server(str(text))):
-                    return True
-            return False
+            await asyncio.wait((reader, sender), return_when=asyncio.FIRST_COMPLETED)
+            if not reader.done():
+                sender.result()
+            return await reader
         except ConnectionClosed:
             return False
         finally:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
+            for task in (reader, sender):
+                task.cancel()
+            await asyncio.gather(reader, sender, return_exceptions=True)
             await socket.close()
+
+    async def _read(self, socket: _Heard) -> bool:
+        """Until Ended (True) or until nothing more comes (False)."""
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, _SILENCE_S - socket.silent_s)):
+                    text = await socket.recv()
+            except TimeoutError:
+                if socket.silent_s >= _SILENCE_S:
+                    socket.transport.abort()  # a close would wait for an answer
+                    return False
+                continue
+            if await self._heard(read_server(str(text))):
+                return True
 
     async def _heard(self, message: ServerMessage | tuple[int, Event]) -> bool:
         if isinstance(message, tuple):
@@ -228,11 +271,18 @@ class Remote:
                     return
                 await self._more.wait()
 
-    async def _open(self, first: Start | Resume) -> ClientConnection:
+    async def _open(self, first: Start | Resume) -> _Heard:
         """A connection whose first message was answered by Ready."""
         try:
-            # No ping timeout: a server that is held up by back-pressure reads no pings.
-            socket = await open_socket(self.url, max_size=None, compression=None, ping_timeout=None, additional_headers=self._headers)
+            # No ping timeout: a server that is held up by back-pressure reads no pings. It sends its own.
+            socket = await open_socket(
+                self.url,
+                max_size=None,
+                compression=None,
+                ping_timeout=None,
+                additional_headers=self._headers,
+                create_connection=_Heard,
+            )
         except InvalidStatus as error:
             if error.response.status_code != 401:
                 raise ProtocolError(f"cannot connect to {self.url}: {error}") from error
@@ -240,16 +290,21 @@ class Remote:
             raise WireError("unauthorized", f"{self.url} {why}; expected one in DRAGOMAN_KEY or --key-file") from error
         except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
             raise ProtocolError(f"cannot connect to {self.url}: {error or type(error).__name__}") from error
+        assert isinstance(socket, _Heard), "it was asked for"
         self._socket = socket
         try:
             await socket.send(write(first))
-            answer = read_server(str(await socket.recv()))
+            async with asyncio.timeout(_SILENCE_S):
+                answer = read_server(str(await socket.recv()))
             if isinstance(answer, Failure):
                 raise error_of(answer)
             if not isinstance(answer, Ready):
                 raise ProtocolError(f"{self.url} answered {type(answer).__name__}, expected Ready")
         except ConnectionClosed as error:
             raise ProtocolError(f"{self.url} closed the connection: {error}") from error
+        except TimeoutError as error:
+            socket.transport.abort()
+            raise ProtocolError(f"{self.url} takes connections and does not answer") from error
         except BaseException:
             await socket.close()
             raise
@@ -257,7 +312,7 @@ class Remote:
         self._outbox.go_back(self._first_sample + answer.received_samples)
         return socket
 
-    async def _reopen(self) -> ClientConnection:
+    async def _reopen(self) -> _Heard:
         """Resume, or begin anew with a server that does not know the session; with longer and longer pauses, for as long as sessions
         are kept."""
         assert self.ready is not None, "there was a connection"
@@ -329,8 +384,10 @@ class Outbox:
             self._end += len(part) // self._step_bytes
 
     def skip(self, samples: int) -> None:
-        self._unsent.append((self._end, samples))
-        self._end += samples
+        for start in range(0, samples, MOST_GAP_SAMPLES):
+            part = min(MOST_GAP_SAMPLES, samples - start)
+            self._unsent.append((self._end, part))
+            self._end += part
 
     def confirm(self, received_samples: int) -> None:
         """The server has everything before this number."""
@@ -377,10 +434,15 @@ class Outbox:
 def socket_url(url: str) -> str:
     """ "localhost:8000" or "http://host:8000/" → "ws://host:8000/v1/stream". Raises ConfigError."""
     whole = url if "://" in url else f"ws://{url}"
-    parts = urlsplit(whole)
+    refusal = ConfigError(f"{url!r} is no address of a server; expected e.g. localhost:8000 or wss://captions.example")
+    try:
+        parts = urlsplit(whole)
+        _ = parts.port
+    except ValueError as error:  # a bracket that is not closed, a port that is none
+        raise refusal from error
     scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
     if scheme is None or not parts.hostname:
-        raise ConfigError(f"{url!r} is no address of a server; expected e.g. localhost:8000 or wss://captions.example")
+        raise refusal
     path = parts.path if parts.path.strip("/") else "/v1/stream"
     return f"{scheme}://{parts.netloc}{path}"
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..model.errors import AudioFormatError
 from .opus import OPUS_RATE
+from .pcm import HIGHEST_RATE, LOWEST_RATE
 
 CONTAINER_RATE = OPUS_RATE  # Hz, of what comes out, whatever is inside
 # By their first bytes. Nothing else is tried: most of FFmpeg's formats cannot be read without seeking, and some name other files.
@@ -164,6 +165,10 @@ class ContainerDecoder:
         mixer, shape, first_s, last_s = None, None, 0.0, math.inf
         for packet in packets:
             for frame in packet.decode():
+                if not LOWEST_RATE <= frame.sample_rate <= HIGHEST_RATE:  # a few bytes at 10 Hz would be hours
+                    raise AudioFormatError(
+                        f"the {self._name} stream holds sound at {frame.sample_rate} Hz, expected {LOWEST_RATE} to {HIGHEST_RATE} Hz"
+                    )
                 if shape != (frame.format.name, frame.layout.name, frame.sample_rate):  # an Ogg stream may be followed by another
                     self._sound(mixer.resample(None) if mixer else ())
                     shape = (frame.format.name, frame.layout.name, frame.sample_rate)

@@ -119,7 +119,7 @@ class ListenConnection(Connection):
         stream = self._stream = await self._engine.open(
             options, sample_rate=wish.sample_rate, channels=wish.channels, visitor=self._visitor
         )
-        stream.decoder = decoder
+        stream.decoder, stream.reads_on = decoder, True
         stream.attach(self)
         # A browser cannot send headers: there the key comes as a second subprotocol, and a server must choose one of those offered.
         offered = self._socket.scope.get("subprotocols", ())

@@ -13,8 +13,9 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -148,6 +149,16 @@ class Engine:
         self.opened_count += 1
         return stream
 
+    @contextmanager
+    def place(self, visitor: Visitor) -> Generator[None]:
+        """A place that is taken meanwhile. At the end it is free for ``open``, before anybody else. Raises as ``admit``."""
+        self.admit(visitor)
+        self._opening.append(visitor)
+        try:
+            yield
+        finally:
+            self._opening.remove(visitor)
+
     def admit(self, visitor: Visitor | None = None) -> None:
         """Raises OverloadedError, or WireError (draining), when there is no room for one more stream, or none for this visitor."""
         server, taken_by = self.options.server, [*self._opening, *(stream.visitor for stream in self.active)]
@@ -183,8 +194,12 @@ class Engine:
         return stream
 
     def detach(self, stream: Stream) -> None:
-        """The connection was lost, or has ended: the stream is kept for a while. What had arrived is heard meanwhile."""
+        """The connection was lost, or has ended: the stream is kept for a while. What had arrived is heard meanwhile. Of those that have
+        ended no more are kept than there are places: a client that comes and goes must not fill the memory."""
         stream.detached_s = self.clock()
+        ended = [each for each in self.streams.values() if each.over and each.detached_s is not None]
+        for oldest in sorted(ended, key=lambda each: each.detached_s or 0.0)[: -self.options.server.max_sessions]:
+            self.discard(oldest)
 
     def discard(self, stream: Stream) -> None:
         """Forget a stream, whatever it is at."""

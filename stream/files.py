@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import tempfile
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
 FORMS: tuple[Form, ...] = ("json", "text", "srt", "vtt", "verbose_json")
 _BLOCK_MS = 1000
 _SLOWEST_BYTES_S = 4_000  # of an upload, on average
+# OpenAI's type of a segment has these too. The detector has found speech, decoding is greedy, and our tokens mean nothing to others.
+_NOT_MEASURED: dict[str, Any] = {"no_speech_prob": 0.0, "temperature": 0.0, "seek": 0, "tokens": []}
 _STATUS = {"idle": 408, "bad_audio": 400, "bad_message": 400, "bad_task": 400, "too_large": 413, "overloaded": 503, "draining": 503}
 
 
@@ -83,14 +86,14 @@ def error_response(error: Exception) -> Response:
 async def _serve(request: Request, engine: Engine, *, translate: bool) -> Response:
     visitor = cast(Visitor, getattr(request.state, "visitor", Visitor()))
     server = engine.options.server
-    engine.admit(visitor)  # before a large file is taken in for nothing
     folder = tempfile.TemporaryDirectory(prefix="dragoman-", ignore_cleanup_errors=True)
     try:
-        bounded = Request(request.scope, _bounded(request.receive, server.upload_mb, server.idle_s, engine.clock))
-        async with bounded.form(max_files=1, max_fields=32) as form:
-            wish = read_form(form, engine.options.session, translate=translate)
-            engine.loaded.prompts.check(Task(wish.options.language, wish.options.targets, wish.options.glossary))
-            source = await asyncio.to_thread(_store, wish.file, Path(folder.name) / "upload")
+        with engine.place(visitor):  # before a large file is taken in for nothing, and so that not many are at once
+            bounded = Request(request.scope, _bounded(request.receive, server.upload_mb, server.idle_s, engine.clock))
+            async with bounded.form(max_files=1, max_fields=32) as form:
+                wish = read_form(form, engine.options.session, translate=translate)
+                engine.loaded.prompts.check(Task(wish.options.language, wish.options.targets, wish.options.glossary))
+                source = await asyncio.to_thread(_store, wish.file, Path(folder.name) / "upload")
         _check_length(source.duration_s, server.session_s)
         stream = await engine.open(
             wish.options,
@@ -159,6 +162,8 @@ def answer(
             "end": final.end_ms / 1000,
             "text": final.text,
             **({} if target else {"avg_logprob": float(np.mean([word.logprob for word in final.words])) if final.words else 0.0}),
+            "compression_ratio": _compression_ratio(final.text),
+            **_NOT_MEASURED,
         }
         for number, final in enumerate(final for final in finals if final.text)
     ]
@@ -169,6 +174,12 @@ def answer(
             for word in whole_words(final.words)
         ]
     return JSONResponse(said)
+
+
+def _compression_ratio(text: str) -> float:
+    """As Whisper has it: large for text that repeats itself."""
+    said = text.encode()
+    return len(said) / len(zlib.compress(said))
 
 
 def _captions(as_srt: bool, finals: list[Final]) -> str:

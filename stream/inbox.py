@@ -74,6 +74,11 @@ class Inbox:
         return self._waiting_samples >= self._high_samples
 
     @property
+    def crammed(self) -> bool:
+        """No sender may send more, whatever becomes of it."""
+        return self._waiting_samples >= _MOST_BYTES // self.step_bytes
+
+    @property
     def has_room(self) -> bool:
         """Half of the high mark, so that sender and worker do not wake one another for every block."""
         return self._waiting_samples <= self._high_samples // 2

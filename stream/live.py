@@ -71,6 +71,7 @@ class Stream:
         self.recording: Recording | None = None  # where sessions are stored
         self.decoder: Decoder | None = None  # where what is sent is not PCM; outlives a lost connection
         self.detached_s: float | None = None  # since when nobody is connected
+        self.reads_on = False  # beyond the high mark too: for clients that take a connection whose pings wait behind audio for dead
         self.over = False  # Ended is in the log, or ``error`` is set
         self.error: Exception | None = None
         self._schedule, self._taken_ms = Schedule(), 0
@@ -182,13 +183,20 @@ class Stream:
         if not self.inbox.full:
             return
         self._held = True
+        if self.reads_on and not self.inbox.crammed:
+            return
         try:
-            while not self.inbox.has_room:
+            while not self._may_go_on:
                 self._room.clear()
                 await self._room.wait()
                 self._raise_if_over()
         finally:
             self._held = False
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether a sender that waits need wait no longer."""
+        return not self.inbox.crammed if self.reads_on else self.inbox.has_room
 
     def _raise_if_over(self) -> None:
         if self.error is not None:
@@ -289,6 +297,8 @@ class Stream:
             self._taken_ms = self.clocks.received_ms
             self._after_job()
             if self.inbox.has_room:
+                self._held = False
+            if self._may_go_on:
                 self._room.set()
         if events or lane.job is None:
             self.tell()

@@ -86,6 +86,7 @@ class OpenAIConnection(Connection):
                 self._began_s = stream.opened_s
             stream.opened_s = self._began_s  # a change of settings does not begin the session's time anew
             stream.attach(self)
+            stream.reads_on = True
             self._opened.put_nowait(stream)
         await self._stream.push(form.decode(data))
         self._pending = True

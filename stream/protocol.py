@@ -35,6 +35,7 @@ from .pcm import HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS, Encoding
 VERSION = 1
 LARGEST_TEXT_BYTES = 64 * 1024
 LARGEST_AUDIO_BYTES = 1024 * 1024
+MOST_GAP_SAMPLES = HIGHEST_RATE * 60  # in one message; a longer gap takes several
 
 Code = Literal[
     "bad_message",
@@ -113,7 +114,7 @@ class Gap(_Message):
     """Audio that the client lost; the stream's time goes on over it."""
 
     type: Literal["gap"] = "gap"
-    samples: int = Field(ge=1, le=HIGHEST_RATE * 60)  # of each channel, at the declared rate
+    samples: int = Field(ge=1, le=MOST_GAP_SAMPLES)  # of each channel, at the declared rate
 
 
 class KeepAlive(_Message):

@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -59,7 +60,12 @@ def make_app(engine: Engine, *, pages: Path | None = None) -> Starlette:
     keys = keyring(server)
     free = ("/healthz", *_paths(pages))
     gate = Middleware(Gatekeeper, hosts=server.allow_hosts, origins=server.allow_origins, keys=keys, free=free)
-    app = Starlette(routes=routes, middleware=[gate])
+    origins = [origin.lower().rstrip("/") for origin in server.allow_origins]
+    # Outermost: what a browser asks beforehand has no key, and a refusal has to be readable too.
+    shared = Middleware(
+        CORSMiddleware, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=("retry-after",)
+    )
+    app = Starlette(routes=routes, middleware=[shared, gate] if origins else [gate])
     app.state.engine, app.state.keys = engine, keys
     return app
 

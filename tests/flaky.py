@@ -29,12 +29,17 @@ class Wire:
         self._left: int | None = None  # bytes that the newest connection may still carry
         self._writers: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
+        self._stalled: set[asyncio.Task[None]] = set()
 
     def cut(self) -> None:
         """Break every connection there is."""
         self.cuts += 1
         for writer in self._writers:
             writer.transport.abort()
+
+    def stall(self) -> None:
+        """Nothing comes through any more, and nobody is told: a network that has died, a cable pulled."""
+        self._stalled |= self._connections
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -46,7 +51,7 @@ class Wire:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
             writers.add(up_writer)
             self._writers |= writers
-            pumps = [asyncio.create_task(self._pump(*pair)) for pair in ((reader, up_writer), (up_reader, writer))]
+            pumps = [asyncio.create_task(self._pump(*pair, task)) for pair in ((reader, up_writer), (up_reader, writer))]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             for pump in pumps:
                 pump.cancel()
@@ -59,9 +64,11 @@ class Wire:
                 each.transport.abort()
             self._connections.discard(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: asyncio.Task[None]) -> None:
         """One direction. A connection that is over its budget breaks in the middle of what it carries."""
         while piece := await reader.read(PIECE_BYTES):
+            if connection in self._stalled:
+                await asyncio.Event().wait()
             if self._left is not None:
                 self._left -= len(piece)
                 if self._left < 0:

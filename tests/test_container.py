@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -188,6 +189,21 @@ def test_a_hole_in_the_stream_is_told_and_keeps_its_time() -> None:
     assert error == "" and [length for _, length in holes] == [20 * 960] and len(pcm) // 2 + 20 * 960 == LENGTH
     events = run(heard([holed]))
     assert text(events) == TEXT and sum(event.duration_ms for event in events if isinstance(event, Dropped)) == 400
+
+
+@pytest.mark.parametrize("rate", [10, 7_999])
+def test_sound_at_a_rate_that_cannot_be_is_refused(rate: int) -> None:
+    """200 bytes of silence at 10 Hz would be two hours at 48 kHz."""
+    sink = io.BytesIO()
+    with av.open(sink, "w", format="ogg") as out:
+        track = out.add_stream("flac", rate=rate, options={"frame_size": "65535"})
+        track.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 65_535), np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        out.mux([*track.encode(frame), *track.encode(None)])
+    assert len(sink.getvalue()) < 500
+    pcm, holes, error = decoded([sink.getvalue()])
+    assert (pcm, holes) == (b"", []) and f"holds sound at {rate} Hz, expected 8000 to 192000 Hz" in error
 
 
 def test_a_hole_in_a_second_recording_is_told_too() -> None:

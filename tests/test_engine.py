@@ -642,3 +642,49 @@ def test_a_model_that_runs_streams_one_by_one_finishes_one_job_before_the_next(w
     assert set(turns) == {(1, True)}
     alone = [transcribe(session(), np.frombuffer(pcm(speech(text, silence_s=1.0)), "<i2")) for text in texts]
     assert [[without_arrival(event) for event in events] for events in told] == [[without_arrival(e) for e in events] for events in alone]
+
+
+def test_sessions_that_have_ended_do_not_pile_up() -> None:
+    """One visitor that comes and goes: of what is kept for those who come back there is no more than there are places."""
+
+    async def test() -> tuple[int, list[str], str]:
+        async with make_engine(max_sessions=3) as engine:
+            opened: list[str] = []
+            for _ in range(10):
+                stream = await engine.open()
+                opened.append(stream.id)
+                stream.attach(stream)
+                stream.finish()
+                async for _ in stream.follow(stream):
+                    pass
+                engine.detach(stream)
+            lost = await engine.open()  # still going on: kept whatever has ended
+            engine.detach(lost)
+            return len(engine.streams), [each for each in engine.streams if each != lost.id], opened[-3:]  # type: ignore[return-value]
+
+    kept, ended, last = run(test())
+    assert kept == 4 and ended == last
+
+
+def test_a_sender_whose_connection_must_stay_alive_is_read_on() -> None:
+    """Of OpenAI's and Deepgram's clients, whose pings wait behind the audio: up to what a session may hold at most."""
+
+    async def test() -> tuple[int, bool, float]:
+        async with make_engine(queue_ms=1000) as engine:
+            stream = await engine.open()
+            stream.reads_on = True
+            stream.prepare = lambda: False  # type: ignore[method-assign]  # nothing is heard
+            for _ in range(100):
+                await stream.push(bytes(32_000))
+            behind_ms = stream.behind_ms(engine.clock() + 60), stream.behind_ms(engine.clock() + 120)
+            stream.inbox.put(bytes(32 * 1024 * 1024))
+            waiting = asyncio.create_task(stream.push(bytes(32_000)))
+            for _ in range(20):
+                await breath()
+            waits = not waiting.done()
+            waiting.cancel()
+            return stream.inbox.waiting_ms, waits, behind_ms[1] - behind_ms[0]
+
+    waiting_ms, waits, later_ms = run(test())
+    assert waiting_ms > 1_000_000 and waits
+    assert later_ms == pytest.approx(60_000), "a queue that grows does not hide how late it is"

@@ -87,6 +87,9 @@ def test_verbose_json_has_segments_and_words() -> None:
     assert said["duration"] == pytest.approx(6.4)
     assert [segment["text"].strip() for segment in said["segments"]] == [TEXT, "five trains"]
     assert [word["word"] for word in said["words"]] == f"{TEXT} five trains".split()
+    needed = {"id", "seek", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"}
+    assert all(needed <= set(segment) and None not in segment.values() for segment in said["segments"]), "OpenAI's type has them all"
+    assert all(0 < segment["compression_ratio"] < 2.4 for segment in said["segments"]), "Whisper takes more for a loop"
     assert all(before["end"] <= after["start"] for before, after in zip(said["segments"], said["segments"][1:], strict=False))
 
 
@@ -256,3 +259,24 @@ def test_a_file_that_outlasts_the_draining_is_no_shorter_file(live: str) -> None
     status, text, _ = run(test())
     assert "the server is stopping" in text and "transcript.text.done" not in text
     assert status == (200 if live == "true" else 503)
+
+
+def test_an_upload_takes_a_place_while_it_comes_in() -> None:
+    async def test() -> tuple[list[int], int]:
+        async with serving(make_engine(max_sessions=1)) as live:
+            reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
+            data = body(audio())
+            head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"
+            writer.write(head.encode() + f"Content-Type: multipart/form-data; boundary={EDGE}\r\n\r\n".encode() + data[:1000])
+            while not live.engine._opening:  # pyright: ignore[reportPrivateUsage]
+                await breath()
+            refused = await asyncio.to_thread(post, live, data)
+            writer.write(data[1000:])
+            answer = await reader.readuntil(b"\r\n")
+            writer.close()
+            while live.engine.streams:
+                await breath()
+            later = await asyncio.to_thread(post, live, data)
+            return [refused[0], int(answer.split()[1]), later[0]], len(live.engine._opening)  # pyright: ignore[reportPrivateUsage]
+
+    assert run(test()) == ([503, 200, 200], 0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from dragoman.stream.gatekeeper import Gatekeeper
+from dragoman.stream.server import make_app
 from starlette.types import Message, Receive, Scope, Send
 
 from .live import make_engine, run, serving
@@ -87,3 +89,36 @@ def test_a_foreign_page_gets_403_before_the_socket_opens() -> None:
             return caught.value.response.status_code
 
     assert run(test()) == 403
+
+
+def test_pages_of_an_allowed_site_may_read_what_they_ask_for() -> None:
+    """What a browser asks before it sends a key or a form to another site, and what it needs in the answer."""
+    site = "https://pages.example"
+    engine = make_engine(allow_origins=[site + "/"])
+    app = make_app(engine)
+
+    async def ask(method: str, path: str, origin: str, **more: str) -> tuple[int, dict[str, str]]:
+        told: list[Message] = []
+        named = {"host": "localhost", "origin": origin, **more}
+        headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()]
+        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers, "client": ("127.0.0.1", 1)}
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            told.append(message)
+
+        await app({**scope, "http_version": "1.1", "scheme": "http", "root_path": ""}, receive, send)
+        return told[0]["status"], {name.decode(): value.decode() for name, value in told[0]["headers"]}
+
+    before = {"access_control_request_method": "POST", "access_control_request_headers": "authorization,x-stainless-os"}
+    status, headers = asyncio.run(ask("OPTIONS", "/v1/audio/transcriptions", site, **before))
+    assert status == 200 and headers["access-control-allow-origin"] == site
+    assert "POST" in headers["access-control-allow-methods"] and "x-stainless-os" in headers["access-control-allow-headers"]
+    status, headers = asyncio.run(ask("GET", "/v1/info", site))
+    assert status == 200 and headers["access-control-allow-origin"] == site
+    status, headers = asyncio.run(ask("GET", "/v1/info", "https://evil.example"))
+    assert status == 403 and "access-control-allow-origin" not in headers
+    status, headers = asyncio.run(ask("OPTIONS", "/v1/audio/transcriptions", "https://evil.example", **before))
+    assert status >= 400 and "access-control-allow-origin" not in headers

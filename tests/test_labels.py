@@ -172,6 +172,10 @@ def test_new_labels_ask_for_a_new_alignment(tmp_path: Path) -> None:
     assert run._aligned(tmp_path, labels=False) and not run._aligned(tmp_path, labels=True)
     os.utime(tmp_path / "labels-0.tsv", (500, 500))
     assert run._aligned(tmp_path, labels=True)
+    (tmp_path / "features-1.tsv").write_text("")  # of clips that have come to the store since
+    assert not run._aligned(tmp_path, labels=True) and not run._aligned(tmp_path, labels=False)
+    os.utime(tmp_path / "features-1.tsv", (500, 500))
+    assert run._aligned(tmp_path, labels=True)
 
 
 def test_pieces_have_one_or_two_bytes_of_length() -> None:

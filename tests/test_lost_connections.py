@@ -28,6 +28,7 @@ from .fakes import ScriptedBackend, scripted_translation, speech
 from .flaky import HEARD_BY, hearing, long_talk, wire
 from .listeners import check_promises, finals, session, transcribe
 from .live import breath, make_engine, pcm, run, serving
+from .patience import LoopClock, run_ahead
 
 BLOCK = 4000  # samples in a push
 
@@ -385,3 +386,39 @@ def test_an_outbox_keeps_what_a_new_server_would_need() -> None:
     assert (outbox.first, outbox.waiting_samples) == (800, 150)
     again = outbox.take()
     assert isinstance(again, bytes) and len(again) == 100, "from the middle of a piece"
+
+
+def test_a_network_that_dies_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No FIN and no RST, as when Wi-Fi changes: without a ping of the server's for so long, the connection is taken for lost."""
+    samples, _ = long_talk(0.4, 1)
+    audio = pcm(samples)
+
+    async def test() -> tuple[list[Event], int]:
+        async with serving(make_engine(block_ms=320)) as live, wire(live.port) as line:
+            async with Remote(f"127.0.0.1:{line.port}", pause=no_pause) as remote:
+                reading = asyncio.create_task(read(remote))
+                await remote.send(audio[: len(audio) // 4])
+                while remote.progress is None or remote.progress.clocks["processed_ms"] < 2000:
+                    await breath()
+                line.stall()
+                await remote.send(audio[len(audio) // 4 :], last=True)
+                await LoopClock(live, monkeypatch).forward(50, step_s=5, answered=False)
+                return await reading, live.engine.opened_count
+
+    events, opened = run_ahead(test())
+    assert opened == 1 and events == transcribe(session(block_ms=320), np.frombuffer(audio, "<i2"))
+
+
+def test_a_server_that_takes_connections_and_never_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving(make_engine()) as live, wire(live.port) as line:
+            opening = asyncio.create_task(Remote(f"127.0.0.1:{line.port}").__aenter__())
+            while not live.server.server_state.connections:
+                await breath()
+            monkeypatch.setattr("dragoman.stream.native.NativeConnection._serve", lambda _: asyncio.Event().wait())
+            line.stall()
+            await LoopClock(live, monkeypatch).forward(60, step_s=5, answered=False)
+            with pytest.raises(ProtocolError, match="cannot connect|does not answer"):
+                await opening
+
+    run_ahead(test())

@@ -182,6 +182,40 @@ def test_addresses(url: str, socket: str) -> None:
     assert socket_url(url) == socket
 
 
+@pytest.mark.parametrize("url", ["localhost:99999", "localhost:abc", "[::1", "ftp://host", "http://", ""])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(ConfigError, match="is no address of a server; expected e.g. localhost:8000"):
+        socket_url(url)
+
+
+def test_a_gap_longer_than_a_message_may_tell() -> None:
+    """20 minutes at 16 kHz: two messages, one gap."""
+
+    async def test() -> list[Event]:
+        async with serving(make_engine()) as live, Remote(live.ws) as remote:
+            await remote.send(pcm(speech("the quick", silence_s=1.0)))
+            await remote.lose(16_000 * 1200)
+            return await talk(remote, pcm(speech("brown fox", silence_s=1.0)))
+
+    events = run(test())
+    assert sum(event.duration_ms for event in events if isinstance(event, Dropped)) == 1_200_000
+    assert finals(events) == ["the quick", "brown fox"]
+
+
+def test_what_fails_in_sending_reaches_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Outbox) -> None:
+        raise ValueError("out of order")
+
+    async def test() -> None:
+        async with serving(make_engine()) as live, Remote(live.ws) as remote:
+            monkeypatch.setattr(Outbox, "take", broken)
+            await remote.finish()
+            with pytest.raises(ValueError, match="out of order"):
+                _ = [event async for event in remote]
+
+    run(test())
+
+
 def test_a_gap_is_sent_in_its_place() -> None:
     async def test() -> list[Event]:
         async with serving(make_engine()) as live, Remote(live.ws) as remote:
@@ -338,3 +372,28 @@ def test_ctrl_c_brings_the_text_of_all_that_was_sent(tmp_path: Path) -> None:
     kinds = [json.loads(line)["type"] for line in out.splitlines()]
     assert (kinds[0], kinds[-2:], code, err) == ("speech_started", ["final", "ended"], 0, b"")
     assert json.loads(out.splitlines()[-1])["audio_ms"] < 10_000
+
+
+def test_a_second_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "talk.wav", speech(TEXT, silence_s=60.0), 16_000)
+    command = ["-m", "dragoman.clients", "connect", "--realtime", "--json"]
+
+    async def test() -> int | None:
+        async with serving(make_engine()) as live:
+            running = await asyncio.create_subprocess_exec(
+                sys.executable, *command, live.http, str(tmp_path / "talk.wav"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            while not live.engine.streams:
+                await breath()
+            (stream,) = live.engine.streams.values()
+            stream.prepare = lambda: False  # type: ignore[method-assign]  # the server takes everything and hears nothing any more
+            while not stream.inbox.received_samples:
+                await breath()
+            running.send_signal(signal.SIGINT)
+            while not stream.inbox.finished:
+                await breath()
+            running.send_signal(signal.SIGINT)
+            await running.communicate()
+            return running.returncode
+
+    assert run(test()) == 130

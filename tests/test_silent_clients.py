@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from .fakes import speech
-from .live import Live, breath, make_engine, pcm, serving
+from .live import Live, breath, make_engine, pcm, run, serving
 from .patience import LoopClock, run_ahead
 from .test_native import rest_of
 
@@ -133,3 +133,25 @@ def test_pings_do_not_stand_for_the_first_message(monkeypatch: pytest.MonkeyPatc
 
     told, code = run_ahead(test())
     assert (told["code"], code) == ("idle", 1008) and "nothing came for 10 s" in told["message"]
+
+
+@pytest.mark.parametrize("protocol", ["openai", "deepgram"])
+def test_pings_get_through_to_a_server_that_is_behind(protocol: str) -> None:
+    """Their libraries give a connection up whose ping is not answered in 20 s, and none of these protocols can come back."""
+
+    async def test() -> None:
+        async with serving(make_engine(queue_ms=1000)) as live, quiet(live, protocol) as socket:
+            await say(socket, protocol, WORDS[0])
+            await heard(socket)
+            (stream,) = live.engine.streams.values()
+            stream.prepare = lambda: False  # type: ignore[method-assign]  # nothing is heard any more
+            audio = pcm(speech(WORDS[0])) * 10
+            for _ in range(16):
+                if protocol == "openai":
+                    await socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(audio).decode()}))
+                else:
+                    await socket.send(audio)
+            await (await socket.ping())
+            assert stream.inbox.waiting_ms > 60_000
+
+    run(test())

@@ -18,6 +18,7 @@ from dragoman.clients.retelling import Retelling
 from dragoman.model.backend import Floats
 from dragoman.stream.captions import CueTimes, cut_cues, spread, srt, vtt
 from dragoman.stream.events import Event, to_mapping
+from dragoman.stream.protocol import read_client
 
 from .fakes import scripted_translation, speech
 from .flaky import hearing
@@ -267,6 +268,63 @@ def test_a_lost_connection_costs_no_word(page: Page, service: Service, clip: Pat
     assert page.texts(".committed") == [FIRST, SECOND]
     assert service.cuts == 2 and service.engine.opened_count == 1
     assert page.find("#error") is None
+
+
+# The first connection falls silent after a few messages, both ways and without a close; then the page's clock is put forward.
+FALL_SILENT = """
+const Real = WebSocket, now = performance.now.bind(performance);
+let later_ms = 0;
+performance.now = () => now() + later_ms;
+window.opened = 0;
+window.WebSocket = class extends Real {
+  constructor(...given) { super(...given); this.number = ++window.opened; this.heard = 0; }
+  get silent() { return this.number === 1 && this.heard > 4; }
+  send(data) { if (!this.silent) super.send(data); }
+  set onmessage(take) {
+    super.onmessage = take && ((event) => {
+      this.heard++;
+      if (this.silent) later_ms = 25000; else take(event);
+    });
+  }
+};
+"""
+
+
+def test_a_network_that_dies_without_a_word_costs_none(page: Page, service: Service, clip: Path) -> None:
+    page.open(service.port)
+    page.driver.execute_script(FALL_SILENT)
+    page.choose_file(clip)
+    page.until_state("Finished")
+    assert page.texts(".committed") == [FIRST, SECOND]
+    assert page.driver.execute_script("return window.opened") == 2 and service.engine.opened_count == 1
+    assert page.find("#error") is None
+
+
+LONG_GAP = """
+const [samples, done] = arguments;
+import('/connection.js').then(({Stream}) => {
+  const told = [];
+  window.WebSocket = class {
+    static OPEN = 1;
+    static CONNECTING = 0;
+    readyState = 1;
+    bufferedAmount = 0;
+    send(data) { told.push(data); }
+    close() {}
+  };
+  const stream = new Stream('ws://nobody', {sample_rate: 48000}, {});
+  for (let sent = 0; sent < samples; sent += 480000) stream.send(new Int16Array(480000));
+  stream.begin({session: 'one', targets: [], received_samples: 0, limits: {resume_s: 60}});
+  stream.close(null);
+  done(told.filter((data) => typeof data === 'string').map((data) => JSON.parse(data)).filter(({type}) => type === 'gap'));
+});
+"""
+
+
+def test_audio_of_minutes_that_was_forgotten_is_told_in_messages_that_are_taken(page: Page, service: Service) -> None:
+    page.open(service.port)
+    gaps = page.driver.execute_async_script(LONG_GAP, 48_000 * 700)
+    assert [read_client(json.dumps(gap)).samples for gap in gaps] == [11_520_000, 11_520_000, 48_000 * 580 - 2 * 11_520_000]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("cuts", [[20_000], [60_000, 40_000], [150_000], [220_000, 60_000]])

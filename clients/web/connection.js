@@ -27,6 +27,8 @@ const KEEP_ALIVE_MS = 20_000;
 const BACKOFF_S = [0.25, 0.5, 1, 2, 4, 8];
 const SHORTEST_RETRY_S = 0.5;
 const BUSY_RETRY_S = 5;
+const SILENCE_MS = 20_000; // without an answer, and there is something to answer: the network has died, and nobody will ever say so
+const MOST_GAP = 11_520_000; // samples in one message
 const FRUITLESS = 3; // servers in a row that were lost before they told anything: it may be this audio that kills them
 
 export class Stream {
@@ -55,6 +57,7 @@ export class Stream {
     this.lostAt_ms = null;
     this.attempts = 0;
     this.lastSent_ms = 0;
+    this.lastHeard_ms = 0; // or since when an answer is due
     this.pumping = setInterval(() => this.pump(), PUMP_MS);
     this.connect();
   }
@@ -72,6 +75,7 @@ export class Stream {
   /** @param {Int16Array} samples */
   send(samples) {
     if (this.finishing || this.closed) return;
+    if (this.audio.confirmed === this.audio.end) this.lastHeard_ms = performance.now();
     this.audio.push(samples);
     this.pump();
   }
@@ -95,12 +99,16 @@ export class Stream {
   connect() {
     this.ready = this.finishSent = false;
     this.failure = null;
+    this.lastHeard_ms = performance.now();
     const socket = (this.socket = new WebSocket(this.url, subprotocols()));
     socket.onopen = () => {
       this.everOpen = true;
       this.say(this.session ? { type: "resume", version: 1, session: this.session, after_seq: this.lastSeq } : this.startMessage);
     };
-    socket.onmessage = ({ data }) => this.take(JSON.parse(data));
+    socket.onmessage = ({ data }) => {
+      this.lastHeard_ms = performance.now();
+      this.take(JSON.parse(data));
+    };
     socket.onclose = ({ code, reason }) => socket === this.socket && this.dropped(code, reason);
   }
 
@@ -173,10 +181,10 @@ export class Stream {
 
   /** Gives the socket as much audio as it should hold, then the end of the stream. */
   pump() {
+    if (this.isDead) return this.giveUp();
     if (!this.ready || this.socket.readyState !== WebSocket.OPEN) return;
     while (this.socket.bufferedAmount < SOCKET_BYTES) {
-      const lost_samples = this.audio.skipForgotten();
-      if (lost_samples) this.say({ type: "gap", samples: lost_samples });
+      for (let lost = this.audio.skipForgotten(); lost > 0; lost -= MOST_GAP) this.say({ type: "gap", samples: Math.min(lost, MOST_GAP) });
       const block = this.audio.next();
       if (!block) {
         if (this.finishing && !this.finishSent) {
@@ -189,6 +197,20 @@ export class Stream {
       this.lastSent_ms = performance.now();
     }
     if (!this.finishSent && performance.now() - this.lastSent_ms > KEEP_ALIVE_MS) this.say({ type: "keep_alive" });
+  }
+
+  /** Whether the server should have said something long ago: to the first message, to audio, or to the end of it. */
+  get isDead() {
+    const open = [WebSocket.CONNECTING, WebSocket.OPEN].includes(this.socket.readyState);
+    const due = !this.ready || this.finishSent || this.unconfirmed_s > 1; // of less the server need not tell
+    return open && due && performance.now() - this.lastHeard_ms > SILENCE_MS;
+  }
+
+  /** Take the connection for lost. A close waits for an answer, so nobody waits for the close. */
+  giveUp() {
+    this.socket.onopen = this.socket.onmessage = this.socket.onclose = null;
+    this.socket.close();
+    this.dropped(1006, "no answer");
   }
 
   /** @param {object} message */

@@ -151,7 +151,8 @@ def _labels_case(options: RunOptions) -> text.TrueCaser:
 
 
 def _align(options: RunOptions) -> None:
-    """Characters and word times of all transcribed clips, once the teacher's features are there; again when there are new labels."""
+    """Characters and word times of all transcribed clips, once the teacher's features are there; again when there are new
+    clips or labels."""
     stores = [(user_path(store.folder), store.labels) for store in options.stores if store.features]
     if all(_aligned(folder, labels is not None) for folder, labels in stores):
         return
@@ -162,7 +163,7 @@ def _align(options: RunOptions) -> None:
 
 def _aligned(folder: Path, labels: bool) -> bool:
     words = folder / "words.tsv"
-    used = folder.glob("labels-*.tsv") if labels else ()
+    used = [*folder.glob("features-*.tsv"), *(folder.glob("labels-*.tsv") if labels else ())]
     return words.exists() and all(path.stat().st_mtime <= words.stat().st_mtime for path in used)
 
 
