@@ -20,8 +20,9 @@ from dragoman.model.checkpoint import load_model
 from dragoman.model.load import model_folder
 from dragoman.model.store import Store
 from dragoman.model.training import text
-from dragoman.model.training.batches import Batch, Batches
+from dragoman.model.training.batches import Batches
 from dragoman.model.training.probe import ROWS
+from dragoman.model.training.rows import Batch
 from dragoman.model.training.speech import Speech
 from dragoman.model.training.student import Depths, LossWeights, Student
 

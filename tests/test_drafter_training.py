@@ -17,9 +17,11 @@ from dragoman.model.offline import transcribe_job  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.torch_backend import TorchBackend  # noqa: E402
 from dragoman.model.training import run, text  # noqa: E402
-from dragoman.model.training.batches import FRAME, IGNORE, Batch, BatchOptions  # noqa: E402
+from dragoman.model.training.batches import BatchOptions  # noqa: E402
 from dragoman.model.training.drafting import DrafterOptions, draft_logits, drafting_loss, hear, new_drafter, starts  # noqa: E402
+from dragoman.model.training.rows import IGNORE, Batch  # noqa: E402
 from dragoman.model.training.run import RunOptions, StoreOptions  # noqa: E402
+from dragoman.model.training.splices import FRAME  # noqa: E402
 from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
 from dragoman.model.work import run as run_job  # noqa: E402
 

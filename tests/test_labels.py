@@ -16,9 +16,10 @@ pytest.importorskip("rapidfuzz")
 
 from dragoman.model.store import Clip, Label, Store, read_labels  # noqa: E402
 from dragoman.model.training import run, text  # noqa: E402
-from dragoman.model.training.batches import IGNORE, Batches, BatchOptions  # noqa: E402
+from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.labels import better_written, judge, mutual_error, restore, write_labels  # noqa: E402
 from dragoman.model.training.recognisers import MoonshineDecoder, Whisper, read_pieces  # noqa: E402
+from dragoman.model.training.rows import IGNORE  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
 from dragoman.model.training.store import StoreWriter  # noqa: E402
 

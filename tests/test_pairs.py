@@ -20,10 +20,11 @@ from dragoman.model.offline import translate_job  # noqa: E402
 from dragoman.model.prompt import Task  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
-from dragoman.model.training.batches import IGNORE, Batches, BatchOptions  # noqa: E402
+from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.evaluate import main as evaluate  # noqa: E402
 from dragoman.model.training.evaluate import translation_report, translation_scores  # noqa: E402
 from dragoman.model.training.package import package  # noqa: E402
+from dragoman.model.training.rows import IGNORE  # noqa: E402
 from dragoman.model.training.sentences import HELD_OUT_PAIRS, plain  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
 from dragoman.model.training.student import LossWeights  # noqa: E402

@@ -17,13 +17,15 @@ from dragoman.model.errors import AudioFormatError, ConfigError  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.align import spread_characters, viterbi, word_ends  # noqa: E402
-from dragoman.model.training.batches import FRAME, IGNORE, Batches, BatchOptions  # noqa: E402
+from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.heads import fit_heads  # noqa: E402
 from dragoman.model.training.optim import orthogonalise  # noqa: E402
 from dragoman.model.training.package import config_of, mix, package  # noqa: E402
 from dragoman.model.training.precision import compute_dtype  # noqa: E402
+from dragoman.model.training.rows import IGNORE  # noqa: E402
 from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
+from dragoman.model.training.splices import FRAME  # noqa: E402
 from dragoman.model.training.store import StoreWriter, build_from_folder  # noqa: E402
 from dragoman.model.training.student import Depths, LossWeights, Student, answering, plain_attention  # noqa: E402
 from dragoman.model.training.teachers import WIDTH  # noqa: E402
@@ -139,6 +141,9 @@ def test_full_rows_end_inside_an_utterance(tmp_path: Path, tokenizer: tokenizers
     assert sum(cut[i].audio_seconds for i in range(4)) > sum(whole[i].audio_seconds for i in range(4))
     for b in range(3):
         assert cut[0].labels[b][cut[0].labels[b] != IGNORE][-1] == text.END
+    shapes = ((96, 6, 0.0), (256, 6, 1.0))
+    long = make_batches(tmp_path, tokenizer, labelled=1.0, silence=0.0, several=1.0, truncate=1.0, cut_first=1.0, shapes=shapes)
+    assert int(long[0].audio_frames.min()) > 180, "only a row of the shortest shape holds nothing else"
 
 
 def test_sources_are_drawn_by_their_share(tmp_path: Path):
@@ -173,7 +178,7 @@ def test_written_rows_hold_sentences_alone_and_ask_for_every_word(tmp_path: Path
         assert sentences and {sentence.removesuffix("<eos>").strip() for sentence in sentences} <= set(SENTENCES)
     loss, _ = make_student()(batch, LossWeights())
     assert torch.isfinite(loss)
-    with pytest.raises(ConfigError, match="batches.written is 0.5, but there are no sentences"):
+    with pytest.raises(ConfigError, match="batches.written is 0.5 and batches.compose 0.0, but there are no sentences"):
         Batches(make_batches(tmp_path, tokenizer).speech, tokenizer, BatchOptions(written=0.5), seed=7)
 
 

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from ..store import Clip
 from . import text
-from .batches import FRAME
 from .precision import autocast
 from .speech import Speech
+from .splices import FRAME
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH, FeatureTable
 
 REACH_ROWS = 6  # a character lasts at most so long (144 ms) on either side of its spike; what is farther from any is silence

@@ -5,7 +5,6 @@ written: ``<bos><transcribe> sentence <end><transcribe> sentence <end>``, withou
 audio stay different things.
 
 A batch is a pure function of (seed, step): a run goes on from any step with the very batches it would have seen.
-Axes: B rows, T positions, F clips.
 """
 
 from __future__ import annotations
@@ -16,21 +15,20 @@ from functools import cached_property
 
 import numpy as np
 import tokenizers
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError
 from ..store import Clip
 from . import augment, text
 from .augment import AugmentOptions
-from .speech import Speech
-from .splices import FRAME, cut_run, written_after
-from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH
+from .compose import Piece, Vocabulary
+from .rows import Batch, Row, collate
+from .speech import Speaker, Speech, Spoken
+from .splices import FRAME, Run, cut_run, written_after
 from .translations import Translations
 
-IGNORE = -100
+_SENTENCES_TRIED = 100  # that do not fit, or have a word that the speaker never said: one in twenty can be said
 _TRANSCRIPTS_APART = 8  # every eighth one tells which tokens are usual
 
 
@@ -44,33 +42,18 @@ class BatchOptions:
     silence: float = 0.02  # share of rows without speech: they must give no words
     labelled: float = 0.7  # share of clips drawn from those with a transcript
     truncate: float = 0.5  # share of rows whose last utterance is cut at a random moment, with the words heard by then (align.py)
-    cut_first: float = 0.3  # of these, the share that holds nothing else; the others are cut where the row is full
+    cut_first: float = 0.3  # of these, of the shortest shape, the share that holds nothing else; the others are cut where the row is full
     translate: float = 0.0  # share of transcribed rows whose clips all have a translation, which follows the transcript
     splice: float = 0.0  # share of rows with speech that are runs of one speaker's words, joined (splices.py): next to nothing to guess
     splice_words: tuple[int, int] = (2, 8)  # words of such a run
+    compose: float = (
+        0.0  # share of the other rows with speech that are sentences in one speaker's own words, cut out one by one (compose.py)
+    )
     written: float = 0.0  # share of rows without audio: sentences alone, each word asked for, so that words are learnt at little cost
     pairs: float = 0.0  # share of rows without audio: sentences and their translation, which alone is asked for
     mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
     wrong_tokens: float = 0.0  # share of a transcript's tokens that are given wrong as input: what comes next must be heard, not guessed
     augment: AugmentOptions = field(default_factory=AugmentOptions)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's input. ``frames`` and ``ids`` share positions: a position is audio or a token or padding."""
-
-    frames: Tensor  # [B, T, 640] float32; zero where there is no audio
-    ids: Tensor  # [B, T] int64; PAD where there is no token
-    is_text: Tensor  # [B, T] bool
-    labels: Tensor  # [B, T] int64: the token that follows; IGNORE where nothing is asked
-    windows: Tensor  # [B, T, 2] int64: first and last position where the letters of the label are heard; -1 where nobody knows
-    features: Tensor  # [n, 288] float32: teacher's hidden states, standardised
-    characters: Tensor  # [n] int64: the character that is said at the moment of each of these rows; IGNORE where nobody knows
-    feature_rows: Tensor  # [n] int64: flat position (b T + t) of each
-    ctc: Tensor  # [m] int64 characters of all rows, end to end
-    ctc_lengths: Tensor  # [B] int64; 0: no transcript
-    audio_frames: Tensor  # [B] int64
-    audio_seconds: float
 
 
 class Batches(Dataset[Batch]):
@@ -88,11 +71,12 @@ class Batches(Dataset[Batch]):
         self.speech, self.tokenizer, self.options, self.seed = speech, tokenizer, options, seed
         if translations is None and (options.translate or options.pairs):
             raise ConfigError(f"batches.translate is {options.translate} and batches.pairs {options.pairs}, but there are no translations")
-        if options.written and not sentences:
-            raise ConfigError(f"batches.written is {options.written}, but there are no sentences")
+        if (options.written or options.compose) and not sentences:
+            raise ConfigError(f"batches.written is {options.written} and batches.compose {options.compose}, but there are no sentences")
         self.sentences = sentences
         self.translations, self._translated = translations, speech.translated(translations) if translations and options.translate else {}
         self._counts: dict[str, int] = {}  # tokens of each transcript met so far
+        self._vocabularies: dict[Speaker, Vocabulary] = {}  # of the speakers met so far
 
     def __len__(self) -> int:
         return 1 << 30
@@ -101,10 +85,10 @@ class Batches(Dataset[Batch]):
         rng = np.random.default_rng((self.seed, step))
         shares = np.asarray([share for _, _, share in self.options.shapes])
         length, rows, _ = self.options.shapes[int(rng.choice(len(shares), p=shares / shares.sum()))]
-        return _collate([self._row(length, rng) for _ in range(rows)], length, self.speech.spread)
+        return collate([self._row(length, rng) for _ in range(rows)], length, self.speech.spread)
 
-    def _row(self, length: int, rng: np.random.Generator) -> _Row:
-        row, options = _Row(), self.options
+    def _row(self, length: int, rng: np.random.Generator) -> Row:
+        row, options = Row(), self.options
         if options.pairs and self.translations is not None and rng.random() < options.pairs:
             return self._pairs(self.translations, row, length, rng)
         if options.written and rng.random() < options.written:
@@ -115,6 +99,8 @@ class Batches(Dataset[Batch]):
             row.labelled = True
         elif options.splice and rng.random() < options.splice:
             self._splice(row, length, rng)
+        elif options.compose and rng.random() < options.compose:
+            self._compose(row, length, rng)
         else:
             self._speak(row, length, rng)
         if not row.cut:
@@ -126,7 +112,7 @@ class Batches(Dataset[Batch]):
             which, clip = self.speech.noise[int(rng.integers(len(self.speech.noise)))]
             noise = self.speech.stores[which].samples(clip)
         samples = augment.add_noise(samples, noise, row.level or 0.05, options.augment, rng)
-        row.finish(samples, options, rng)
+        row.finish(samples, options.mask_frames, options.delay_frames, rng)
         if options.wrong_tokens:
             row.given = self._spoil(row.tokens, rng)
         return row
@@ -141,13 +127,14 @@ class Batches(Dataset[Batch]):
         """Tokens as often as transcripts have them: one that never occurs would be known to be wrong."""
         return np.asarray([i for _, _, words in self.speech.labelled[::_TRANSCRIPTS_APART] for i in self.tokenizer.encode(words).ids])
 
-    def _speak(self, row: _Row, length: int, rng: np.random.Generator) -> None:
+    def _speak(self, row: Row, length: int, rng: np.random.Generator) -> None:
         """Fill a row with utterances; a row is either all transcribed or all without text, and all translated or none."""
         row.labelled = bool(rng.random() < self.options.labelled)
         if row.labelled and self._translated and rng.random() < self.options.translate:
             row.language = sorted(self._translated)[int(rng.integers(len(self._translated)))]
         may_cut = not row.labelled or (rng.random() < self.options.truncate and row.language is None)
-        cut_first, misses = row.labelled and may_cut and rng.random() < self.options.cut_first, 0
+        shortest = min(shape[0] for shape in self.options.shapes)  # a longer row that holds nothing else is two thirds padding
+        cut_first, misses = row.labelled and may_cut and length == shortest and rng.random() < self.options.cut_first, 0
         while misses < 24:  # a short clip that fills the row's rest is worth looking for: padding costs as much as speech
             (which, clip, words), other = self._draw(row, rng)
             slowest = 1 + self.options.augment.speed
@@ -167,14 +154,14 @@ class Batches(Dataset[Batch]):
                 break
             row.silence(int(rng.integers(1_600, 12_000)))
 
-    def _splice(self, row: _Row, length: int, rng: np.random.Generator) -> None:
+    def _splice(self, row: Row, length: int, rng: np.random.Generator) -> None:
         """Fill a row with runs of words out of one speaker's clips; most of them follow each other without a pause."""
         row.labelled, said, misses = True, "", 0
-        speaker = self.speech.draw_speaker(rng)
+        _, clips = self.speech.draw_speaker(rng)
         change = augment.draw_change(self.speech.rooms, self.options.augment, rng)  # the voice stays: no joint is to be heard
         slowest, (fewest, most) = 1 + self.options.augment.speed, self.options.splice_words
         while misses < 12:
-            which, clip, words, runs = speaker[int(rng.integers(len(speaker)))]
+            which, clip, words, runs = clips[int(rng.integers(len(clips)))]
             low, high = runs[int(rng.integers(len(runs)))]
             wave, count = self.speech.stores[which].samples(clip), min(int(rng.integers(fewest, most + 1)), high - low)
             first = int(rng.integers(low, high - count + 1))
@@ -190,7 +177,43 @@ class Batches(Dataset[Batch]):
                 row.silence(int(rng.integers(1_600, 12_000)))
         row.silence(self.options.delay_frames * FRAME)  # a cut word has no silence of its own behind it
 
-    def _draw(self, row: _Row, rng: np.random.Generator) -> tuple[tuple[int, Clip, str], str]:
+    def _compose(self, row: Row, length: int, rng: np.random.Generator) -> None:
+        """Fill a row with sentences in one speaker's words; of a speaker who has few, with fewer, and with runs behind them."""
+        row.labelled, misses = True, 0
+        speaker, clips = self.speech.draw_speaker(rng)
+        if speaker not in self._vocabularies:
+            self._vocabularies[speaker] = Vocabulary(clips)
+        change = augment.draw_change(self.speech.rooms, self.options.augment, rng)
+        while misses < _SENTENCES_TRIED:
+            sentence = self.sentences[int(rng.integers(len(self.sentences)))]
+            runs = self._said_by(clips, self._vocabularies[speaker].pieces(sentence, rng))
+            room = length - row.samples // FRAME - row.text_tokens - self._count(sentence) - 20
+            if not runs or sum(run.end - run.start for _, run in runs) * (1 + self.options.augment.speed) > room * FRAME:
+                misses += 1
+                continue
+            words, at = sentence.split(), 0
+            for (which, clip, *_), run in runs:
+                count = len(run.words.split())
+                wave = self.speech.stores[which].samples(clip)[run.start : run.end]
+                self._append(row, which, clip, wave, " ".join(words[at : at + count]), run.letters, rng, run.start, change=change)
+                at += count
+            row.silence(int(rng.integers(1_600, 12_000)))
+        if not row.tokens:
+            self._splice(row, length, rng)
+
+    def _said_by(self, clips: Sequence[Spoken], pieces: Sequence[Piece]) -> list[tuple[Spoken, Run]]:
+        """The runs behind pieces of a speaker's clips; none if one of them cannot be cut out."""
+        runs: list[tuple[Spoken, Run]] = []
+        for piece in pieces:
+            which, clip, words, _ = clips[piece.clip]
+            wave, letters = self.speech.stores[which].samples(clip), self.speech.letters[which][clip.id]
+            run = cut_run(wave, words, letters, piece.first, piece.count)
+            if run is None:
+                return []
+            runs.append((clips[piece.clip], run))
+        return runs
+
+    def _draw(self, row: Row, rng: np.random.Generator) -> tuple[tuple[int, Clip, str], str]:
         """An utterance, and its translation into the row's language ("" where it has none)."""
         if row.language is None or self.translations is None:
             return self.speech.draw(rng, row.labelled), ""
@@ -199,7 +222,7 @@ class Batches(Dataset[Batch]):
         known = self.translations.of(drawn[2], row.language)
         return drawn, known[int(rng.integers(len(known)))]
 
-    def _pairs(self, translations: Translations, row: _Row, length: int, rng: np.random.Generator) -> _Row:
+    def _pairs(self, translations: Translations, row: Row, length: int, rng: np.random.Generator) -> Row:
         """Up to six sentences, then their translations. Their words are not asked for: nothing was heard that would say them."""
         row.language = translations.languages()[int(rng.integers(len(translations.languages())))]
         row.labelled, row.asks_words = True, False
@@ -209,19 +232,19 @@ class Batches(Dataset[Batch]):
                 break
             self._write(row, english, None, 1.0)
             row.translation += self.tokenizer.encode(other).ids
-        row.finish(np.zeros(0, np.float32), self.options, rng)
+        row.finish(np.zeros(0, np.float32), 0, self.options.delay_frames, rng)
         return row
 
-    def _written(self, row: _Row, length: int, rng: np.random.Generator) -> _Row:
+    def _written(self, row: Row, length: int, rng: np.random.Generator) -> Row:
         """Sentences until the row is full; the last one is cut where it ends."""
         row.labelled = row.alone = True
         while len(row.tokens) < length - 1:
             words = self.sentences[int(rng.integers(len(self.sentences)))]
             row.tokens += [text.TRANSCRIBE, *self.tokenizer.encode(words).ids, text.END]
-        row.finish(np.zeros(0, np.float32), self.options, rng)
+        row.finish(np.zeros(0, np.float32), 0, self.options.delay_frames, rng)
         return row
 
-    def _write(self, row: _Row, words: str, letters: Sequence[float] | None, factor: float) -> None:
+    def _write(self, row: Row, words: str, letters: Sequence[float] | None, factor: float) -> None:
         """Append the tokens of a transcript, and the frames in which its letters are heard; a mark goes with the letter before."""
         encoded = self.tokenizer.encode(words)
         row.tokens += encoded.ids
@@ -240,7 +263,7 @@ class Batches(Dataset[Batch]):
             self._counts[words] = len(self.tokenizer.encode(words).ids) if words else 0
         return self._counts[words]
 
-    def _add(self, row: _Row, which: int, clip: Clip, words: str, rng: np.random.Generator, cut_frames: int | None = None) -> None:
+    def _add(self, row: Row, which: int, clip: Clip, words: str, rng: np.random.Generator, cut_frames: int | None = None) -> None:
         """Append an utterance, whole or its first ``cut_frames`` with the words heard by then."""
         wave = self.speech.stores[which].samples(clip)
         ends = self.speech.word_ends[which].get(clip.id) if row.labelled else None
@@ -252,7 +275,7 @@ class Batches(Dataset[Batch]):
 
     def _append(
         self,
-        row: _Row,
+        row: Row,
         which: int,
         clip: Clip,
         wave: NDArray[np.float32],
@@ -280,109 +303,3 @@ class Batches(Dataset[Batch]):
         row.characters += [1, *spelt] if row.characters and spelt else spelt
         row.parts.append(wave)
         row.samples += len(wave)
-
-
-class _Row:
-    """One row in the making."""
-
-    def __init__(self) -> None:
-        self.parts: list[NDArray[np.float32]] = []
-        self.samples = 0
-        self.level = 0.0
-        self.labelled = False
-        self.cut = False  # the audio ends inside an utterance
-        self.tokens: list[int] = []
-        self.given: list[int] | None = None  # the tokens as the model is shown them; None: as they are
-        self.language: str | None = None  # translated into
-        self.translation: list[int] = []
-        self.asks_words = True
-        self.alone = False  # sentences without audio, in the row's own order
-        self.windows: list[tuple[int, int]] = []  # for each token the frames in which its word is heard
-        self.characters: list[int] = []
-        self.targets: list[
-            tuple[int, int, float, int, NDArray[np.float16], NDArray[np.int8] | None]
-        ] = []  # place in the row, samples, speed, place in the clip, the clip's rows, classes
-
-    @property
-    def text_tokens(self) -> int:
-        """Of the transcript, and of the translation with the two tokens around it."""
-        return len(self.tokens) + (0 if self.language is None else len(self.translation) + 2)
-
-    def silence(self, samples: int) -> None:
-        self.parts.append(np.zeros(samples, np.float32))
-        self.samples += samples
-
-    def finish(self, samples: NDArray[np.float32], options: BatchOptions, rng: np.random.Generator) -> None:
-        """Cut into frames, mask, and line the teacher's rows up with the frames."""
-        gain = 10 ** float(rng.uniform(-1.2, 0.3))
-        samples = np.clip(samples * gain, -1, 1)
-        samples = np.pad(samples, (0, -len(samples) % FRAME))
-        self.frames = samples.reshape(-1, FRAME).astype(np.float32)
-        for _ in range(int(rng.poisson(len(self.frames) / 60)) if options.mask_frames else 0):
-            start, run = int(rng.integers(len(self.frames))), int(rng.integers(1, options.mask_frames + 1))
-            part = self.frames[start : start + run]
-            part[:] = rng.standard_normal(part.shape, dtype=np.float32) * 0.01
-        self._align(options.delay_frames)
-
-    def _align(self, delay: int) -> None:
-        """Frame t looks at the moment (t − delay + ½) · 640 samples; the teacher's rows are interpolated there."""
-        places, values, spoken = [np.zeros(0, np.int64)], [np.zeros((0, WIDTH), np.float16)], [np.zeros(0, np.int64)]
-        frames = np.arange(len(self.frames))
-        for place, samples, factor, start, rows, classes in self.targets:
-            at = (frames - delay + 0.5) * FRAME - place
-            keep = (at >= 0) & (at < samples)
-            r = np.clip((at[keep] * factor + start - CENTRE_SAMPLES) / HOP_SAMPLES, 0, len(rows) - 1.001)
-            low = r.astype(np.int64)
-            part = (r - low)[:, None].astype(np.float32)
-            values.append((rows[low] * (1 - part) + rows[np.minimum(low + 1, len(rows) - 1)] * part).astype(np.float16))
-            places.append(frames[keep])
-            spoken.append(np.full(len(low), IGNORE) if classes is None else classes[np.round(r).astype(np.int64)].astype(np.int64))
-        self.feature_frames, self.features, self.spoken = np.concatenate(places), np.concatenate(values), np.concatenate(spoken)
-
-
-def _collate(rows: list[_Row], length: int, spread: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Batch:
-    b = len(rows)
-    frames = np.zeros((b, length, FRAME), np.float32)
-    ids, labels = np.full((b, length), text.PAD), np.full((b, length), IGNORE)
-    is_text, windows = np.zeros((b, length), bool), np.full((b, length, 2), -1)
-    places: list[NDArray[np.int64]] = []
-    for i, row in enumerate(rows):
-        n = len(row.frames)
-        frames[i, 2 : 2 + n] = row.frames
-        ids[i, :2], is_text[i, :2] = (text.BOS, text.BEGIN_AUDIO), True
-        places.append(i * length + 2 + row.feature_frames)
-        if row.alone:
-            ids[i], is_text[i] = [text.BOS, *row.tokens[: length - 1]], True
-            labels[i, :-1] = np.where(ids[i, 1:] == text.TRANSCRIBE, IGNORE, ids[i, 1:])  # that a sentence follows is not for it to say
-            continue
-        if row.labelled:
-            tail = [text.END_AUDIO, text.TRANSCRIBE, *row.tokens, text.END]
-            if row.language is not None:
-                tail += [text.TRANSLATE[row.language], *row.translation, text.END]
-            said, tail = len(row.tokens), tail[: length - 2 - n]
-            ids[i, 2 + n : 2 + n + len(tail)] = tail
-            if row.given is not None:
-                ids[i, 4 + n : 4 + n + len(row.given)] = row.given
-            is_text[i, 2 + n : 2 + n + len(tail)] = True
-            labels[i, 3 + n : 1 + n + len(tail)] = tail[2:]
-            labels[i, 4 + n + said : 5 + n + said] = IGNORE  # who asks says into which language
-            if not row.asks_words:
-                labels[i, 3 + n : 4 + n + said] = IGNORE
-            heard = np.asarray(row.windows, np.int64).reshape(-1, 2)[: min(said, len(tail) - 3)]
-            known = heard[:, 0] >= 0
-            windows[i, 3 + n : 3 + n + len(heard)][known] = 2 + np.clip(heard[known], 0, n - 1)
-    features = np.concatenate([row.features for row in rows])
-    return Batch(
-        frames=torch.from_numpy(frames),
-        ids=torch.from_numpy(ids),
-        is_text=torch.from_numpy(is_text),
-        labels=torch.from_numpy(labels),
-        windows=torch.from_numpy(windows),
-        features=torch.from_numpy((features - spread[0]) / spread[1]),
-        characters=torch.from_numpy(np.concatenate([row.spoken for row in rows])),
-        feature_rows=torch.from_numpy(np.concatenate(places)),
-        ctc=torch.tensor([c for row in rows for c in row.characters], dtype=torch.int64),
-        ctc_lengths=torch.tensor([len(row.characters) for row in rows]),
-        audio_frames=torch.tensor([len(row.frames) for row in rows]),
-        audio_seconds=sum(len(row.frames) for row in rows) / 25.0,
-    )

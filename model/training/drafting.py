@@ -33,9 +33,9 @@ from ..load import Loaded
 from ..offline import transcribe_job
 from ..store import Clip, Store
 from ..work import run
-from .batches import IGNORE, Batch
 from .package import text_section
 from .precision import autocast
+from .rows import IGNORE, Batch
 from .student import LAYER_KINDS
 
 

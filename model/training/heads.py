@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import IGNORE, Batch
 from .precision import autocast
+from .rows import IGNORE, Batch
 from .student import Student
 
 RIDGE = 1e-3  # of the mean square of an input, added to each: the states of a layer nearly lie in fewer dimensions

@@ -16,7 +16,8 @@ from ..checkpoint import Model, build_model, load_model, save_checkpoint
 from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, model_config_from_mapping
 from ..errors import ConfigError
 from . import text
-from .batches import FRAME, BatchOptions
+from .batches import BatchOptions
+from .splices import FRAME
 
 WRITTEN_LATE_MS = 160  # a word comes so much later than it was taught to: bench/word_times.py on the first weights, docs/bench.md
 

@@ -12,8 +12,9 @@ import torch
 from ..scoring import word_errors
 from . import text
 from .augment import AugmentOptions
-from .batches import Batch, Batches, BatchOptions
+from .batches import Batches, BatchOptions
 from .precision import autocast
+from .rows import Batch
 from .speech import Speech
 from .student import LossWeights, Student
 

@@ -79,7 +79,7 @@ class RunOptions:
     stores: tuple[StoreOptions, ...]
     sources: dict[str, float] = field(default_factory=dict)  # how often clips of a source are drawn; one not named: 1.0
     text: str | None = None  # folder of texts that the first of ``sentences`` are made from (sentences.py), where they do not exist
-    sentences: tuple[str, ...] = ()  # text files, one sentence a line: tokenizer, case and batches.written
+    sentences: tuple[str, ...] = ()  # text files, one sentence a line: tokenizer, case, batches.written and batches.compose
     translations: dict[str, str] = field(default_factory=dict)  # language → pair file, English TAB other; batches.translate, batches.pairs
     probe_split: str | None = None  # dev split of the first store that is looked at while the run goes on
     start_from: str | None = None  # a model folder whose weights a new run begins with (fine-tuning)
@@ -214,7 +214,7 @@ def _batches(options: RunOptions, tokenizer: tokenizers.Tokenizer, seed: int) ->
     speech = Speech(stores, _case(options.sentences), labels=labels, sources=options.sources)
     dev = [clip.text for store in speech.stores for clip in store.clips if clip.split.startswith("dev")]
     files = {language: user_path(name) for language, name in options.translations.items()}
-    written = list(_sentences(options.sentences)) if options.batches.written else []
+    written = list(_sentences(options.sentences)) if options.batches.written or options.batches.compose else []
     return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None, written)
 
 

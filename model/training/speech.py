@@ -93,14 +93,14 @@ class Speech:
         """Places in ``labelled`` of the clips of such a speaker, and their cumulated chances."""
         return self._chances([place for place, (i, clip, _) in enumerate(self.labelled) if _speaker(i, clip) in self._speakers])
 
-    def draw_speaker(self, rng: np.random.Generator) -> list[Spoken]:
-        """One speaker's aligned clips, by the speech that there is of each. Raises ConfigError where there is no such speaker."""
+    def draw_speaker(self, rng: np.random.Generator) -> tuple[Speaker, list[Spoken]]:
+        """A speaker and their aligned clips, by the speech that there is of each. Raises ConfigError where there is no such speaker."""
         places, chance = self._of_speakers
         if not places:
             why = f"no speaker of the stores is known and has {LEAST_CLIPS} transcribed clips that are aligned (words.tsv)"
             raise ConfigError(f"batches.splice joins one speaker's words, but {why}")
         i, clip, _ = self.labelled[places[min(int(np.searchsorted(chance, rng.random())), len(places) - 1)]]
-        return self._speakers[_speaker(i, clip)]
+        return _speaker(i, clip), self._speakers[_speaker(i, clip)]
 
     def _chances(self, places: list[int]) -> tuple[list[int], Floats]:
         """The same places, and the cumulated chances of their clips among them."""

@@ -19,8 +19,9 @@ from ..checkpoint import Model
 from ..config import ModelConfig
 from ..projector import AudioProjector
 from . import text
-from .batches import FRAME, IGNORE, Batch
 from .precision import autocast, compute_dtype
+from .rows import IGNORE, Batch
+from .splices import FRAME
 from .teachers import WIDTH
 
 MEL_BANDS, MEL_PER_FRAME = 80, 4

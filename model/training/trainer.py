@@ -17,8 +17,9 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .batches import Batch, Batches
+from .batches import Batches
 from .optim import Muon, split_parameters
+from .rows import Batch
 from .student import LossWeights, Student
 
 
