@@ -123,6 +123,7 @@ class ModelConfig:
     special: SpecialIds = field(default_factory=SpecialIds)
     prompt_format: str = "gemma4"  # "gemma4": turns and instructions; "tokens": one task token (the small default)
     longest_segment_s: float = 12.0  # beyond it a segment is ended and a new trunk begins
+    targets: tuple[str, ...] = ()  # languages that a model of format "tokens" was taught to translate into, ISO 639-1; "gemma4" knows all
     hearing_delay_ms: int = 0  # how long after a sound the model writes what it was; word times are earlier by this much
 
 
@@ -141,10 +142,13 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
     """A parsed ``config.json`` (nested as transformers writes it, plus our optional ``dragoman`` section) → ModelConfig."""
     audio_raw, vision_raw = _section(raw, "audio_config"), raw.get("vision_config")
     own = dict(_section(raw, "dragoman"))
-    _only_known(own, {"prompt_format", "longest_segment_s", "stop", "hearing_delay_ms"}, "dragoman")
+    _only_known(own, {"prompt_format", "longest_segment_s", "stop", "targets", "hearing_delay_ms"}, "dragoman")
     stop, delay_ms = own.pop("stop", None), own.get("hearing_delay_ms", 0)
     if not isinstance(delay_ms, int) or not 0 <= delay_ms <= 5000:
         raise ConfigError(f"hearing_delay_ms is {delay_ms!r} in section 'dragoman', expected whole ms from 0 to 5000")
+    targets: Any = own.pop("targets", [])
+    if not isinstance(targets, list) or not all(isinstance(code, str) for code in cast("list[Any]", targets)):
+        raise ConfigError(f"targets is {targets!r} in section 'dragoman', expected a list of languages as in [\"de\"]")
     return ModelConfig(
         backbone=_backbone(_need(raw, "text_config")),
         audio=AudioConfig(
@@ -153,6 +157,7 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
         ),
         vision=None if vision_raw is None else _vision(vision_raw),
         special=_special(raw, stop),
+        targets=tuple(cast("list[str]", targets)),
         **own,
     )
 

@@ -102,7 +102,11 @@ class Prompts:
         if self.format == "tokens":
             self._transcribe = self._control("<|transcribe|>")
             self.languages: tuple[str, ...] = ("en",)
-            self.targets = tuple(code for code in LANGUAGES if tokenizer.id_of(f"<|{code}|>") is not None)
+            if unknown := set(config.targets) - set(LANGUAGES):
+                raise ConfigError(f"targets name {', '.join(sorted(unknown))}, expected some of {', '.join(LANGUAGES)}")
+            self.targets = tuple(code for code in LANGUAGES if code in config.targets)  # a token alone is no translation
+            for target in self.targets:
+                self._control(f"<|{target}|>")
         elif self.format == "gemma4":
             turn, channel = self._control("<|turn>"), self._control("<|channel>")
             self._end_turn = [self._control("<turn|>"), *tokenizer.encode("\n")]

@@ -102,7 +102,7 @@ def scripted_config() -> ModelConfig:
         end_of_audio=place["<audio|>"],
     )
     backbone = BackboneConfig(600, 8, 16, ("full_attention",), 1, 1, 1, 8, 8, 64)
-    return ModelConfig(backbone=backbone, audio=AudioConfig(), special=special, prompt_format="tokens")
+    return ModelConfig(backbone=backbone, audio=AudioConfig(), special=special, prompt_format="tokens", targets=("de", "fr", "es"))
 
 
 @dataclass

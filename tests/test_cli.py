@@ -145,9 +145,21 @@ train: {{steps: 2, warmup_steps: 1, mel_steps: 0, hearing_steps: 0, log_every: 1
     assert [record["step"] for record in log] == [1, 2] and all(record["words"] > 0 for record in log)
     from dragoman.model.training.package import main as package
 
+    assert json.loads((tmp_path / "run" / "taught.json").read_text()) == {"delay_frames": 6, "targets": []}
     package([str(tmp_path / "run"), str(tmp_path / "tuned")])
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["dragoman"]["hearing_delay_ms"] == 240 + 160, (
         "6 frames of delay, and what measuring adds"
     )
+    (tmp_path / "run" / "taught.json").write_text('{"delay_frames": 8, "targets": ["de"]}')
+    package([str(tmp_path / "run"), str(tmp_path / "other")])
+    other = json.loads((tmp_path / "other" / "config.json").read_text())["dragoman"]
+    assert (other["hearing_delay_ms"], other["targets"]) == (320 + 160, ["de"])
     assert main(["transcribe", str(clips / "market.flac"), "--model", str(tmp_path / "tuned"), "--json", "--threads", "1"]) == 0
     assert '"final"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wish", [["--to", "de"], ["--set", "session.style=plain"]])
+def test_the_shipped_model_refuses_what_it_was_not_taught(clips: Path, capsys: pytest.CaptureFixture[str], wish: list[str]) -> None:
+    assert main(["transcribe", str(clips / "market.flac"), *wish]) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and "it transcribes en" in told.err and "translates into de" not in told.err

@@ -79,6 +79,10 @@ def test_our_own_section_is_read_and_checked() -> None:
     for wrong in (-1, 2.5, "240", 9000):
         with pytest.raises(ConfigError, match=f"hearing_delay_ms is {wrong!r} .* expected whole ms from 0 to 5000"):
             read(dragoman={"hearing_delay_ms": wrong})
+    assert (own.targets, read(dragoman={"targets": ["de"]}).targets) == ((), ("de",))
+    for odd in ("de", [1], {"de": 1}):
+        with pytest.raises(ConfigError, match="targets is .* in section 'dragoman', expected a list of languages"):
+            read(dragoman={"targets": odd})
     with pytest.raises(ConfigError, match="unknown key 'promt_format' in section 'dragoman'; did you mean 'prompt_format'"):
         read(dragoman={"promt_format": "tokens"})
 

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
         "audio_token_id": place["<|audio|>"],
         "boa_token_id": place["<|audio>"],
         "eoa_token_index": place["<audio|>"],
-        "dragoman": {"prompt_format": "tokens", "stop": [place["<eos>"]]},
+        "dragoman": {"prompt_format": "tokens", "targets": ["de", "fr", "es"], "stop": [place["<eos>"]]},
     }
     save_checkpoint(home, model.backbone, model.projector)
     (home / "config.json").write_text(json.dumps(raw))

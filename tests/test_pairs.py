@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.evaluate import main as evaluate  # noqa: E402
 from dragoman.model.training.evaluate import translation_report, translation_scores  # noqa: E402
-from dragoman.model.training.package import package  # noqa: E402
+from dragoman.model.training.package import Taught, package  # noqa: E402
 from dragoman.model.training.rows import IGNORE  # noqa: E402
 from dragoman.model.training.sentences import HELD_OUT_PAIRS, plain  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
@@ -147,7 +148,9 @@ def translating(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     tokenizer = text.train_tokenizer(iter([*SENTENCES, *GERMAN] * 4), folder / "tokenizer.json", vocab_size=320)
     trainer = Trainer(make_student(), make_batches(folder, tokenizer), folder, TrainOptions(threads=1))
     trainer.save()
-    package(folder / "checkpoint.pt", asdict(trainer.student.config.backbone), folder / "tokenizer.json", folder / "model")
+    (folder / "sizes.json").write_text(json.dumps(asdict(trainer.student.config.backbone)))
+    Taught(targets=("de",)).write(folder)
+    package(folder, folder / "model")
     return load(folder / "model", runtime="torch")
 
 

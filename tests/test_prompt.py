@@ -129,6 +129,17 @@ def test_every_language_has_a_name() -> None:
         LARGE.check(Task(language=code, targets=tuple(other for other in LANGUAGES if other != code)))
 
 
+def test_only_translations_that_were_taught_are_offered() -> None:
+    """The small default's vocabulary has tokens for languages that no weights know yet."""
+    none = Prompts(replace(scripted_config(), targets=()), scripted_tokenizer())
+    with pytest.raises(TaskError, match="it knows no translation, it transcribes en"):
+        none.check(Task(targets=("de",)))
+    with pytest.raises(ConfigError, match="targets name xx, expected some of"):
+        Prompts(replace(scripted_config(), targets=("xx",)), scripted_tokenizer())
+    with pytest.raises(ConfigError, match=r"needs the token '<\|ja\|>'"):
+        Prompts(replace(scripted_config(), targets=("ja",)), scripted_tokenizer())
+
+
 def test_a_format_that_does_not_fit_the_tokenizer_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs the token '<|transcribe|>'"):
         Prompts(replace(gemma_config(), prompt_format="tokens"), gemma_tokenizer())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -370,8 +372,10 @@ def test_weights_of_two_runs_are_mixed(tmp_path: Path, tokenizer: tokenizers.Tok
         torch.manual_seed(seed)
         trainer.averaged = {key: torch.randn_like(value) for key, value in trainer.averaged.items()}
         trainer.save()
-        sizes = asdict(trainer.student.config.backbone)
-        package(tmp_path / f"run-{name}" / "checkpoint.pt", sizes, tmp_path / "tokenizer.json", tmp_path / name)
+        run = tmp_path / f"run-{name}"
+        (run / "sizes.json").write_text(json.dumps(asdict(trainer.student.config.backbone)))
+        shutil.copyfile(tmp_path / "tokenizer.json", run / "tokenizer.json")
+        package(run, tmp_path / name)
         students.append(trainer.averaged)
     mix(tmp_path / "one", tmp_path / "two", 0.25)
     mixed = load_model(tmp_path / "one").backbone.embed_tokens.weight

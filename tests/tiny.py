@@ -43,7 +43,7 @@ def save_tiny_model(folder: Path, seed: int = 0) -> Path:
         "video_token_id": place["<|audio|>"],
         "boi_token_id": place["<|audio>"],
         "eoi_token_id": place["<audio|>"],
-        "dragoman": {"prompt_format": "tokens", "stop": [place["<eos>"]], "longest_segment_s": 12.0},
+        "dragoman": {"prompt_format": "tokens", "targets": ["de", "fr", "es"], "stop": [place["<eos>"]], "longest_segment_s": 12.0},
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     model = build_model(read_model_config(folder), device="cpu")

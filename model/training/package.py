@@ -1,4 +1,4 @@
-"""A checkpoint of a run → a model folder: ``config.json``, ``tokenizer.json``, ``model.safetensors`` and a card."""
+"""A checkpoint of a run → a model folder: ``config.json``, ``tokenizer.json``, ``model.safetensors``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,32 @@ from ..checkpoint import Model, build_model, load_model, save_checkpoint
 from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, model_config_from_mapping
 from ..errors import ConfigError
 from . import text
-from .batches import BatchOptions
 from .splices import FRAME
 
 WRITTEN_LATE_MS = 160  # a word comes so much later than it was taught to: bench/word_times.py on the first weights, docs/bench.md
 
 
-def small_config(raw: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What a run teaches beside its weights, and ``config.json`` has to say."""
+
+    delay_frames: int = 6  # BatchOptions.delay_frames
+    targets: tuple[str, ...] = ()  # languages of translations
+
+    @classmethod
+    def read(cls, run: Path) -> Taught:
+        """``taught.json`` of a run; a run from before there was one has taught what is usual."""
+        path = run / "taught.json"
+        if not path.exists():
+            return cls()
+        raw = json.loads(path.read_text())
+        return cls(int(raw["delay_frames"]), tuple(raw["targets"]))
+
+    def write(self, run: Path) -> None:
+        (run / "taught.json").write_text(json.dumps(asdict(self)) + "\n")
+
+
+def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
     """The ``config.json`` of a small model of the Gemma 4 Unified family, from the sizes in ``raw`` (keys of BackboneConfig)."""
     ids = {name: i for i, name in enumerate(text.SPECIAL_TOKENS)}
     values: dict[str, Any] = {**raw, "layer_types": tuple(raw["layer_types"])}
@@ -45,7 +64,8 @@ def small_config(raw: dict[str, Any]) -> dict[str, Any]:
             "prompt_format": "tokens",
             "longest_segment_s": 12.0,
             "stop": [text.END],
-            "hearing_delay_ms": BatchOptions().delay_frames * FRAME * 1000 // SAMPLE_RATE + WRITTEN_LATE_MS,
+            "targets": list(taught.targets),
+            "hearing_delay_ms": taught.delay_frames * FRAME * 1000 // SAMPLE_RATE + WRITTEN_LATE_MS,
         },
     }
 
@@ -80,20 +100,21 @@ def text_section(base: BackboneConfig) -> dict[str, Any]:
 
 
 def config_of(raw: dict[str, Any]) -> ModelConfig:
-    return model_config_from_mapping(small_config(raw))
+    return model_config_from_mapping(small_config(raw, Taught()))
 
 
-def package(checkpoint: Path, sizes: dict[str, Any], tokenizer: Path, folder: Path, *, averaged: bool = True) -> None:
-    """Write a model folder from ``checkpoint.pt``; the weights are stored as float16 (half the size, and the same figures)."""
-    state = torch.load(checkpoint, weights_only=True, mmap=True)
+def package(run: Path, folder: Path, *, averaged: bool = True) -> None:
+    """Write a model folder from a run's folder; the weights are stored as float16 (half the size, and the same figures)."""
+    state = torch.load(run / "checkpoint.pt", weights_only=True, mmap=True)
+    sizes = json.loads((run / "sizes.json").read_text())
     weights = state["averaged" if averaged else "student"]
     model = build_model(config_of(sizes), device="cpu")
     for prefix, module in (("backbone.", model.backbone), ("projector.", model.projector)):
         module.load_state_dict({name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)})
     folder.mkdir(parents=True, exist_ok=True)
     _save(folder, model)
-    (folder / "config.json").write_text(json.dumps(small_config(sizes), indent=2) + "\n")
-    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    (folder / "config.json").write_text(json.dumps(small_config(sizes, Taught.read(run)), indent=2) + "\n")
+    shutil.copyfile(run / "tokenizer.json", folder / "tokenizer.json")
 
 
 def mix(folder: Path, other: Path, share: float) -> None:
@@ -126,8 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mix", type=Path, metavar="FOLDER", help="a model folder, as the one that the run began with, to mix in")
     parser.add_argument("--share", type=float, default=0.55, help="with --mix: share of the run's own weights")
     given = parser.parse_args(arguments)
-    sizes = json.loads((given.run / "sizes.json").read_text())
-    package(given.run / "checkpoint.pt", sizes, given.run / "tokenizer.json", given.folder, averaged=not given.last)
+    package(given.run, given.folder, averaged=not given.last)
     if given.mix is not None:
         mix(given.folder, given.mix, given.share)
 

@@ -37,7 +37,7 @@ from .batches import Batches, BatchOptions
 from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
 from .heads import fit_heads
 from .labels import write_labels
-from .package import config_of, package
+from .package import Taught, config_of, package
 from .plot import plot, read_log
 from .prepare import StoreOptions, make_labels, make_stores, user_path
 from .probe import Probe
@@ -201,6 +201,9 @@ def build_trainer(options: RunOptions) -> Trainer:
         student.take(load_model(start))
     tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
     (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
+    targets = options.translations if options.batches.translate or options.batches.pairs else ()
+    known = () if start is None else config.targets
+    Taught(options.batches.delay_frames, tuple(dict.fromkeys([*known, *targets]))).write(run)
     batches = _batches(options, tokenizer, options.train.seed)
     trainer = Trainer(student, batches, run, options.train)
     if not trainer.resume() and start is not None:
@@ -224,8 +227,7 @@ def build_drafter(options: RunOptions) -> Acceptance | None:
     torch.set_num_threads(wanted.threads)
     folder = run / "model" if wanted.model is None else user_path(wanted.model)
     if wanted.model is None:
-        sizes = json.loads((run / "sizes.json").read_text())
-        package(run / "checkpoint.pt", sizes, run / "tokenizer.json", folder)
+        package(run, folder)
     model, tokenizer = load_model(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     drafter = train_drafter(model, _batches(options, tokenizer, wanted.seed), wanted)
     out = run / "assistant" if wanted.out is None else user_path(wanted.out)
