@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -21,16 +23,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from ..stream import DragomanError
 
+    _write_utf8()
     try:
-        return _COMMANDS[args.command](args)
+        code = _COMMANDS[args.command](args)
+        sys.stdout.flush()  # here, where a full disk can still be told
+        return code
     except DragomanError as error:
         sys.stderr.write(f"dragoman: {error}\n")
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()
         return 0
+    except OSError as error:
+        sys.stderr.write(f"dragoman: {error}\n")
+        _let_go_of_output()
+        return 1
+
+
+def _write_utf8() -> None:
+    """Captions that go into a file or a pipe are UTF-8 whatever the locale; a terminal gets what it can show."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by whoever started us
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if not isinstance(sys.stdout, io.TextIOWrapper) or "PYTHONIOENCODING" in os.environ:
+        return
+    if sys.stdout.isatty():
+        sys.stdout.reconfigure(errors="replace")
+    else:
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _let_go_of_output() -> None:
+    """What could not be written is not tried again at the end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _transcribe(args: argparse.Namespace) -> int:

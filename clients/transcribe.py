@@ -55,13 +55,12 @@ def transcribe_files(todo: Plan, loaded: Loaded, options: Options) -> int:
 
     Returns the exit code: 0, 1 if something failed, 130 after Ctrl-C. Raises TaskError for what the model cannot do.
     """
-    wish = todo.wish
     for problem in todo.problems:
         report(problem)
     failures = len(todo.problems)
-    bar = wish.form != "live" or any(piece.text for piece in todo.pieces)
+    shown = any(piece.text is None for piece in todo.pieces) and sys.stdout.isatty()  # a bar would wipe lines of text away
     try:
-        with progress_bars(len(todo.pieces), wanted=bar) as begin:
+        with progress_bars(len(todo.pieces), wanted=not shown) as begin:
             for piece in todo.pieces:
                 failures += not _one_file(piece, todo, loaded, options, begin)
     except KeyboardInterrupt:
@@ -109,16 +108,26 @@ def _hear(source: AudioSource, session: Session, renderer: Renderer, wish: Wish,
 
 @contextmanager
 def _text_file(piece: Piece, *, overwrite: bool) -> Generator[TextIO]:
-    """Where the text goes. Raises ConfigError naming the file, also for one that is there already."""
+    """Where the text goes: under its name once all of it is there, until then under the name with ".part", which stays if the file breaks
+    off and something was heard of it. Raises ConfigError naming the file, also for one that is there already."""
     if piece.text is None:
         yield sys.stdout
         return
     if piece.text.exists() and not overwrite:
         raise ConfigError(f"{piece.source}: {piece.text} is there already; add --overwrite to replace it")
+    part = piece.text.with_name(f"{piece.text.name}.part")
     try:
         piece.text.parent.mkdir(parents=True, exist_ok=True)
-        with piece.text.open("w", encoding="utf-8") as out:
-            yield out
+        try:
+            with part.open("w", encoding="utf-8") as out:
+                yield out
+        except BaseException:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
+            elif part.exists():
+                report(f"{piece.source}: what was heard of it is in {part}")
+            raise
+        part.replace(piece.text)
     except OSError as error:
         raise ConfigError(f"{piece.source}: cannot write {piece.text}: {error.strerror or error}") from error
 

@@ -129,7 +129,11 @@ class ModelConfig:
 
 def read_model_config(folder: Path) -> ModelConfig:
     """``config.json`` of a Gemma 4 Unified folder → ModelConfig. Raises ConfigError."""
-    return model_config_from_mapping(_read_json(folder / "config.json"))
+    raw = _read_json(folder / "config.json")
+    try:
+        return model_config_from_mapping(raw)
+    except (AttributeError, TypeError, ValueError) as error:  # a value of another kind than expected
+        raise ConfigError(f"{folder / 'config.json'} is no configuration of this architecture: {error}") from error
 
 
 def read_drafter_config(folder: Path) -> DrafterConfig:
@@ -146,6 +150,9 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
     stop, delay_ms = own.pop("stop", None), own.get("hearing_delay_ms", 0)
     if not isinstance(delay_ms, int) or not 0 <= delay_ms <= 5000:
         raise ConfigError(f"hearing_delay_ms is {delay_ms!r} in section 'dragoman', expected whole ms from 0 to 5000")
+    longest_s = own.get("longest_segment_s", 12.0)
+    if not isinstance(longest_s, int | float) or longest_s <= 0:
+        raise ConfigError(f"longest_segment_s is {longest_s!r} in section 'dragoman', expected seconds above 0")
     targets: Any = own.pop("targets", [])
     if not isinstance(targets, list) or not all(isinstance(code, str) for code in cast("list[Any]", targets)):
         raise ConfigError(f"targets is {targets!r} in section 'dragoman', expected a list of languages as in [\"de\"]")
@@ -285,6 +292,8 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path} does not exist; a checkpoint folder needs a config.json") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(raw).__name__}")
     return cast("dict[str, Any]", raw)

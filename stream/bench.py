@@ -21,7 +21,7 @@ from .events import Final
 from .measures import Delays, Erasure, commit_lags, delays, erasure, final_delays, final_works, first_partials
 from .session import Session
 from .simulate import PIECE_MS, Turn, in_pieces, simulate
-from .talk import Clip, Talk, hiss, make_talks
+from .talk import LONGEST_PAUSE_S, Clip, Talk, hiss, make_talks
 
 Advance = Callable[[float], None]  # seconds of audio done
 _MINUTE_S = 60
@@ -188,8 +188,10 @@ def offline_errors(talks: Sequence[Sequence[Clip]], texts: Sequence[str]) -> Wor
 
 
 def whole_minutes(clips: Sequence[Clip], *, seed: int = 0) -> Talk:
-    """A talk of one minute, filled up with clips from the beginning again if need be; longer only if the first clip is."""
-    talk = next(make_talks(cycle(clips), _MINUTE_S, seed=seed))
+    """A talk of one minute, filled up with clips from the beginning again if need be; of more minutes only if no clip fits into one."""
+    room_s = _MINUTE_S - LONGEST_PAUSE_S  # behind the first pause
+    fitting = [clip for clip in clips if clip.duration_s + LONGEST_PAUSE_S <= room_s]
+    talk = next(make_talks(cycle(fitting or clips), room_s, seed=seed))
     minute = _MINUTE_S * SAMPLE_RATE
     rest = hiss(-len(talk.samples) % minute, np.random.default_rng(seed))
     return Talk(np.concatenate([talk.samples, rest]), talk.utterances)

@@ -145,6 +145,8 @@ def test_offline_hears_each_clip_whole() -> None:
 def test_a_long_stream_is_told_minute_by_minute() -> None:
     minute = whole_minutes([SAID, clip("brown fox")])
     assert len(minute.samples) == 60 * 16_000 and len(minute.utterances) > 10
+    for seed in range(20):  # whatever the pauses: a second minute of hiss alone would be no minute of talk
+        assert len(whole_minutes([clip("brown fox " * 14), SAID], seed=seed).samples) == 60 * 16_000
     heard_s: list[float] = []
     found = bench(0.001, 70.0).minutes(minute, 3, BLOCK, heard_s.append)
     assert [each.number for each in found] == [1, 2, 3]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dragoman.clients.cli import main
@@ -163,3 +164,29 @@ def test_the_shipped_model_refuses_what_it_was_not_taught(clips: Path, capsys: p
     assert main(["transcribe", str(clips / "market.flac"), *wish]) == 1
     told = capsys.readouterr()
     assert told.out == "" and "it transcribes en" in told.err and "translates into de" not in told.err
+
+
+def run_command(*arguments: str, **parts: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-m", "dragoman.clients", *arguments], stderr=subprocess.PIPE, timeout=60, check=False, **parts)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_told_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = run_command("options", stdout=full)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"No space left on device" in done.stderr
+
+
+def test_closed_output_is_no_crash() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m dragoman.clients options >&-"], stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    assert b"Traceback" not in done.stderr
+
+
+def test_what_goes_into_a_file_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    """As on Windows, where the locale's code page has no letter for half of Europe."""
+    script = "import io, sys; from dragoman.clients import cli; sys.stdout = io.TextIOWrapper(open(1, 'wb'), encoding='cp1252'); "
+    script += "cli._COMMANDS['options'] = lambda args: print('Gda\u0144sk') or 0; sys.exit(cli.main(['options']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.decode("utf-8").strip()) == (0, "Gda\u0144sk"), done.stderr.decode()

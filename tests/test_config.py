@@ -106,3 +106,21 @@ def test_a_folder_is_read_or_its_fault_named(tmp_path: Path) -> None:
     vision = read_model_config(tmp_path).vision
     assert vision is not None and (vision.mm_embed_dim, vision.patch_values) == (7, 6912)
     assert read_drafter_config(tmp_path).backbone_hidden_size == 9
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b'{"text_config": []}', "is no configuration of this architecture"),
+        (b'{"text_config": "small"}', "is no configuration of this architecture|lacks"),
+        (json.dumps({"text_config": {**TEXT, "hidden_size": "big"}}).encode(), "is no configuration of this architecture"),
+        (json.dumps({"text_config": TEXT, "dragoman": {"stop": 3}}).encode(), "is no configuration of this architecture"),
+        (json.dumps({"text_config": TEXT, "dragoman": {"longest_segment_s": "12"}}).encode(), "expected seconds above 0"),
+        (json.dumps({"text_config": TEXT, "dragoman": {"longest_segment_s": -1}}).encode(), "expected seconds above 0"),
+        (b'{"text_config": "\xff"}', "not UTF-8"),
+    ],
+)
+def test_a_configuration_that_is_none_is_told(tmp_path: Path, raw: bytes, says: str) -> None:
+    (tmp_path / "config.json").write_bytes(raw)
+    with pytest.raises(ConfigError, match=says):
+        read_model_config(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from dragoman.stream.guards import Guards, find_loop, special_ids
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,17 @@ def test_any_period_is_found(before: list[int], period: list[int], more: int) ->
 @given(st.lists(st.integers(), unique=True, max_size=100))
 def test_text_without_repetition_is_never_cut(ids: list[int]) -> None:
     assert find_loop(ids, 2, 2) is None
+
+
+@pytest.mark.parametrize("copies", [3, 5, 9])
+def test_who_goes_on_after_a_repetition_was_not_stuck(copies: int) -> None:
+    """ "Hello? Hello? Hello? Hello? Can you hear me?" is speech; a hypothesis that ends in its repetition, or never ended, is not."""
+    guards = Guards(frozenset({0}), tokens_per_second=12, floor_tokens=8, loop_tokens=12, loop_copies=3)
+    said = [5, 6, 7, 8] * copies
+    assert guards.keep((), [*said, 9, 10, 11], stopped=True) == (len(said) + 3, False)
+    assert guards.keep(said, [9, 10, 11], stopped=True) == (3, False), "the repetition is committed already"
+    assert guards.keep((), [*said, 9], stopped=True) == guards.keep((), said, stopped=True) == (4, True)
+    assert guards.keep((), [*said, 9, 10, 11], stopped=False) == (4, True)
 
 
 def test_keep_counts_what_it_cuts() -> None:

@@ -523,3 +523,10 @@ def test_a_block_longer_than_a_segment_loses_no_word(block_ms: int, longest_s: i
     assert [word for word, _ in groupby(" ".join(finals(events)).split())] == text.split()
     lengths = [event.end_ms - event.start_ms for event in events if isinstance(event, Final) and event.reason == "length"]
     assert lengths and min(lengths) >= 500 * longest_s
+
+
+def test_what_is_said_after_a_repetition_is_kept() -> None:
+    text = "the quick brown fox the quick brown fox the quick brown fox jumps over a lazy dog. we met them"
+    events = transcribe(session(guards={"loop_tokens": 6}), speech(text, silence_s=1.0))
+    check_promises(events)
+    assert " ".join(finals(events)) == text

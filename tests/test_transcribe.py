@@ -111,7 +111,37 @@ def test_a_file_that_is_cut_off_keeps_what_was_heard(tmp_path: Path, capsys: pyt
     assert transcribe(Wish((path,), "srt", out=tmp_path)) == 1
     err = capsys.readouterr().err
     assert "a.wav: broken after 1.70 s, expected 3.40 s (the file is cut off)" in err
-    assert "the quick fox jumps" in (tmp_path / "a.srt").read_text()
+    assert "what was heard of it is in" in err and "the quick fox jumps" in (tmp_path / "a.srt.part").read_text()
+    assert not (tmp_path / "a.srt").exists(), "it would look whole, and the next run would leave it alone"
+    save(tmp_path / "a.wav", "the quick fox jumps over a")
+    assert transcribe(Wish((path,), "srt", out=tmp_path)) == 0
+    assert (tmp_path / "a.srt").read_text().rstrip().endswith("over a") and not (tmp_path / "a.srt.part").exists()
+
+
+def test_a_run_that_fails_leaves_the_text_of_an_earlier_one(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.wav", "the quick fox")
+    assert transcribe(Wish((path,), "txt", out=tmp_path)) == 0
+    path.write_bytes(path.read_bytes()[:60])
+    assert transcribe(Wish((path,), "txt", out=tmp_path, overwrite=True)) == 1
+    assert [(each.name, each.read_text()) for each in tmp_path.glob("*.txt*")] == [("a.txt", "the quick fox\n")]
+
+
+@pytest.mark.parametrize(("out_is_terminal", "into_files", "bars"), [(True, False, 0), (False, False, 2), (True, True, 2)])
+def test_no_bar_is_drawn_over_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out_is_terminal: bool, into_files: bool, bars: int
+) -> None:
+    """A bar that is drawn anew wipes away what was written below it on the same terminal."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    err, out = Terminal(), Terminal() if out_is_terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(sys, "stdout", out)
+    files = (save(tmp_path / "a.wav", "the quick fox"), save(tmp_path / "b.wav", "we met"))
+    assert transcribe(Wish(files, "txt", out=tmp_path / "texts" if into_files else Path("-"))) == 0
+    assert ("all 2 files" in err.getvalue()) == (bars > 0)
 
 
 def test_captions_in_two_languages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
