@@ -38,7 +38,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the microphone hands over: int16 [n, channels], and how many samples were lost just before."""
+    """What the microphone hands over: int16 [n, channels], n ≥ 1, and how many samples were lost just before."""
 
     samples: NDArray[np.int16]
     lost_samples: int
@@ -58,6 +58,7 @@ class Microphone:
         self.channels = min(2, found.channels) if found.is_loopback else 1  # a loopback plays no other count than its own
         self._queue: queue.Queue[Heard | None] = queue.Queue(queue_blocks)
         self._lost_samples = 0  # since the last block that found room
+        self._next_s = 0.0  # when the next block begins if nothing is lost, by the stream's clock; 0: that tells no times
         self._stopped = False
 
     def __enter__(self) -> Microphone:
@@ -85,16 +86,20 @@ class Microphone:
         self._stopped = True
 
     def blocks(self, *, wait_s: float = 0.2) -> Iterator[Heard]:
-        """What was recorded, in order, until ``stop``. Raises DeviceError when the device disappears."""
+        """What was recorded, in order, until ``stop``; if the end was lost, a sample of silence tells how much. Raises DeviceError when
+        the device disappears."""
         while True:
             try:
                 heard = self._queue.get(timeout=wait_s)
             except queue.Empty:
+                if not self._stopped and self._stream.active:
+                    continue
+                lost_samples, self._lost_samples = self._lost_samples, 0
+                if lost_samples:  # no block comes to tell it, and no session takes an empty one
+                    yield Heard(np.zeros((1, self.channels), np.int16), lost_samples)
                 if self._stopped:
                     return
-                if not self._stream.active:
-                    raise DeviceError(f"microphone {self.device.index} ({self.device.name}) stopped: unplugged?") from None
-                continue
+                raise DeviceError(f"microphone {self.device.index} ({self.device.name}) stopped: unplugged?") from None
             if heard is not None:
                 yield heard
 
@@ -102,11 +107,20 @@ class Microphone:
         """Called by the audio thread."""
         if self._stopped:
             return
+        at_s = times.inputBufferAdcTime if times else 0.0
+        if status and status.input_overflow:  # the driver lost audio
+            self._lost_samples += self._missing(at_s) or count  # at least a block where no time tells how much
+        self._next_s = at_s and at_s + count / self.sample_rate
         try:
             self._queue.put_nowait(Heard(samples.copy(), self._lost_samples))
             self._lost_samples = 0
         except queue.Full:
             self._lost_samples += count
+
+    def _missing(self, at_s: float) -> int:
+        """Samples between the last block and one that begins at ``at_s``; 0 if that cannot be told. Not counted from the first block on:
+        the clocks of device and machine drift apart."""
+        return max(0, round((at_s - self._next_s) * self.sample_rate)) if at_s and self._next_s else 0
 
     def _finished(self) -> None:
         """Called by the audio thread when the stream ends: wakes ``blocks``."""

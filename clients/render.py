@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol, TextIO
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from ..stream.captions import Cue, CueTimes, cut_bilingual, cut_cues, spread, srt, vtt
 from ..stream.config import Options
 from ..stream.events import Dropped, Event, Final, Formatted, Partial, SpeechStarted, Translation, TranslationDraft, to_mapping
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+    from rich.text import Text
 
 Form = Literal["live", "txt", "json", "srt", "vtt"]
 
@@ -24,20 +29,35 @@ class Renderer(Protocol):
 
 
 class TextRenderer:
-    """One line for each segment, or (``formatted``) its formatted text; translations below it, each behind its language."""
+    """One line for each segment; translations below it, each behind its language.
+
+    ``formatted``: the formatted text stands in place of the plain one, which stays where a guard left none of it, or none comes.
+    """
 
     def __init__(self, out: TextIO, *, with_source: bool = True, formatted: bool = False) -> None:
-        self._out, self._with_source = out, with_source
-        self._source: type[Final] | type[Formatted] = Formatted if formatted else Final
+        self._out, self._with_source, self._formatted = out, with_source, formatted
+        self._said = ""  # of the last segment, if it is not yet written: waits for its formatted text
 
     def show(self, event: Event) -> None:
-        if isinstance(event, self._source) and event.text.strip() and self._with_source:
-            self._line(event.text.strip())
+        if isinstance(event, Formatted) and self._formatted:
+            self._said = event.text.strip() or self._said
+        if not isinstance(event, Dropped):  # that may stand before the formatted text; whatever else comes, comes after it
+            self._release()
+        if isinstance(event, Final):
+            self._said = event.text.strip()
+            if not self._formatted:
+                self._release()
         elif isinstance(event, Translation) and event.text:
             self._line(f"[{event.language}] {event.text}")
 
     def close(self) -> None:
+        self._release()
         self._out.flush()
+
+    def _release(self) -> None:
+        said, self._said = self._said, ""
+        if said and self._with_source:
+            self._line(said)
 
     def _line(self, text: str) -> None:
         self._out.write(text + "\n")
@@ -186,7 +206,21 @@ class LiveRenderer:
             return
         lines = [Text.assemble(committed, (tail, "dim"))] if committed or tail else []
         lines += [Text(f"[{language}] {text}", "dim") for language, text in self._drafts.items() if text]
-        self._live.update(Text("\n").join(lines), refresh=True)
+        self._live.update(_LastLines(Text("\n").join(lines)), refresh=True)
+
+
+class _LastLines:
+    """Text whose last lines are shown where the terminal is too low for all: the newest words stand there."""
+
+    def __init__(self, text: Text) -> None:
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.segment import Segment
+
+        for line in console.render_lines(self._text, options, pad=False)[-options.size.height :]:
+            yield from line
+            yield Segment.line()
 
 
 def make_renderer(form: Form, out: TextIO, options: Options, *, name: str | None = None, only_translation: bool = False) -> Renderer:

@@ -33,9 +33,10 @@ class FakeStream:
     def close(self) -> None:
         self.active, self.closed = False, True
 
-    def speak(self, *samples: int) -> None:
+    def speak(self, *samples: int, at_s: float = 0.0, overflow: bool = False) -> None:
+        """``at_s``: when the first sample was taken, by a clock that some drivers have; ``overflow``: others before it were lost."""
         block = np.array(samples, np.int16)[:, None]
-        self.settings["callback"](block, len(block), None, None)
+        self.settings["callback"](block, len(block), SimpleNamespace(inputBufferAdcTime=at_s), SimpleNamespace(input_overflow=overflow))
         block[:] = -1  # PortAudio uses its buffer again
 
 
@@ -106,6 +107,61 @@ def test_a_full_queue_never_blocks_and_counts_what_it_drops(audio: FakeAudio) ->
     assert [(block.samples[0, 0], block.lost_samples) for block in rest] == [(1, 0), (7, 9)]
 
 
+def test_what_is_lost_at_the_end_is_told_with_a_sample_of_silence(audio: FakeAudio) -> None:
+    with Microphone(queue_blocks=2) as microphone:
+        for value in range(1, 6):
+            audio.streams[0].speak(*[value] * 4)
+        microphone.stop()
+        heard = list(microphone.blocks(wait_s=0))
+        assert list(microphone.blocks(wait_s=0)) == [], "once"
+    assert [(block.samples[:, 0].tolist(), block.lost_samples) for block in heard] == [([1] * 4, 0), ([2] * 4, 0), ([0], 12)]
+
+
+def test_what_a_loopback_loses_at_the_end_has_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeAudio([MONITOR, SPEAKERS], default=0, output=1)
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)  # type: ignore[arg-type]
+    with Microphone(loopback=True, queue_blocks=1) as microphone:
+        fake.streams[0].speak(1)
+        fake.streams[0].speak(2)
+        microphone.stop()
+        assert list(microphone.blocks(wait_s=0))[-1].samples.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("began_s", "at_s", "lost_samples"),
+    [
+        (7.0, 7.5, 7_996),  # of 16 000 a second, 4 were heard
+        (7.0, 7.0, 4),  # no time has passed
+        (7.0, 6.0, 4),
+        (0.0, 0.0, 4),
+        (0.0, 7.0, 4),  # nothing to compare with
+        (7.0, 0.0, 4),
+    ],
+)
+def test_what_the_driver_loses_is_counted_by_its_clock_or_is_a_block(
+    audio: FakeAudio, began_s: float, at_s: float, lost_samples: int
+) -> None:
+    with Microphone() as microphone:
+        stream = audio.streams[0]
+        stream.speak(1, 1, 1, 1, at_s=began_s)
+        stream.speak(2, 2, 2, 2, at_s=at_s, overflow=True)
+        stream.speak(3, 3, 3, 3, at_s=at_s and at_s + 9)  # no flag, no loss
+        microphone.stop()
+        heard = list(microphone.blocks(wait_s=0))
+    assert [(block.samples[0, 0], block.lost_samples) for block in heard] == [(1, 0), (2, lost_samples), (3, 0)]
+
+
+def test_what_the_driver_loses_is_told_when_there_is_room_again(audio: FakeAudio) -> None:
+    with Microphone(queue_blocks=1) as microphone:
+        stream, blocks = audio.streams[0], microphone.blocks(wait_s=0)
+        stream.speak(1, 1, at_s=1.0)
+        stream.speak(2, 2, at_s=1.0 + 12 / 16_000, overflow=True)  # after 10 that the driver lost
+        assert next(blocks).lost_samples == 0
+        stream.speak(3, 3, at_s=1.0 + 14 / 16_000)
+        microphone.stop()
+        assert [block.lost_samples for block in blocks] == [12]
+
+
 def test_an_unplugged_microphone_is_an_error(audio: FakeAudio) -> None:
     with Microphone() as microphone:
         stream = audio.streams[0]
@@ -115,6 +171,18 @@ def test_an_unplugged_microphone_is_an_error(audio: FakeAudio) -> None:
         blocks = microphone.blocks(wait_s=0)
         next(blocks)
         with pytest.raises(DeviceError, match=r"microphone 2 \(Headset\) stopped"):
+            next(blocks)
+
+
+def test_what_was_lost_before_a_microphone_was_unplugged_is_told(audio: FakeAudio) -> None:
+    with Microphone(queue_blocks=1) as microphone:
+        stream, blocks = audio.streams[0], microphone.blocks(wait_s=0)
+        stream.speak(1)
+        stream.speak(2, 2)
+        stream.active = False
+        stream.settings["finished_callback"]()
+        assert [next(blocks).lost_samples for _ in range(2)] == [0, 2]
+        with pytest.raises(DeviceError, match="unplugged"):
             next(blocks)
 
 

@@ -11,6 +11,7 @@ from dragoman.clients.render import CaptionRenderer, Form, JsonRenderer, LiveRen
 from dragoman.stream.config import Options, parse_options
 from dragoman.stream.events import (
     Clocks,
+    Committed,
     Dropped,
     Ended,
     Event,
@@ -147,6 +148,41 @@ def test_drafts_of_translations_are_dim_and_stay_until_the_translation_is_there(
     assert "Bonjour." in shown[8] and "[fr] Bon\x1b" not in shown[8][shown[8].index("Bonjour.") :]
 
 
+@pytest.fixture
+def low_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five lines of twenty columns."""
+    monkeypatch.setenv("LINES", "5")
+    monkeypatch.setenv("COLUMNS", "20")
+
+
+def lines_of(text: str) -> list[str]:
+    return [line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).split("\n")]
+
+
+@pytest.mark.usefixtures("low_terminal")
+def test_a_low_terminal_shows_the_newest_words() -> None:
+    words = [f"word{number}" for number in range(42)]
+    committed, tail = " ".join(words[:37]), " " + " ".join(words[37:])
+    text, draft, finished = drawn(
+        [
+            Partial(CLOCKS, 0, committed, tail, ()),
+            TranslationDraft(CLOCKS, 0, "de", "Wort " * 7),
+            Final(CLOCKS, 0, tail, committed + tail, (), 0, 1000, "silence"),
+        ]
+    )
+    assert lines_of(text) == [" ".join(words[at : at + 3]) for at in range(27, 42, 3)]
+    assert "word36\x1b[2m word37 word38\x1b[0m\n\x1b[2mword39 word40 word41\x1b[0m" in text, "committed plain, tail dim"
+    assert lines_of(draft) == [*lines_of(text)[2:], "[de] Wort Wort Wort", "Wort Wort Wort Wort"]
+    assert "word0 word1" in finished, "the finished line is there as a whole"
+
+
+@pytest.mark.usefixtures("low_terminal")
+def test_a_low_terminal_counts_wide_characters_twice() -> None:
+    said = "".join(chr(0x4E00 + place) for place in range(75))
+    (text,) = drawn([Partial(CLOCKS, 0, "a" + said, "", ())])
+    assert lines_of(text) == [said[at : at + 10] for at in range(29, 79, 10)], "nine in the first line, behind the letter, then ten in each"
+
+
 def test_drafts_of_what_turned_out_to_be_nothing_go() -> None:
     shown = drawn([TranslationDraft(CLOCKS, 0, "de", "Gut"), Final(CLOCKS, 0, "", "", (), 0, 1000, "silence"), Dropped(CLOCKS, 1000, 320)])
     assert "Gut" in shown[0] and "Gut" not in shown[1] + shown[2]
@@ -192,3 +228,51 @@ def test_formatted_text_stands_in_place_of_the_plain_text() -> None:
     renderer.show(Formatted(CLOCKS, 0, "We met.", 0, 900))
     renderer.close()
     assert out.getvalue() == "We met.\n"
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [Formatted(CLOCKS, 0, "", 0, 900)],  # a guard cut it
+        [Translation(CLOCKS, 0, "de", "hallo", 0, 900)],
+        [SpeechStarted(CLOCKS, 1, 1000)],
+        [Final(CLOCKS, 1, "", "", (), 1000, 1500, "silence")],
+        [Committed(CLOCKS, 900)],
+        [Ended(CLOCKS, 2000)],
+        [],  # the model failed
+    ],
+)
+def test_the_plain_text_stays_where_there_is_no_formatted_text(after: list[Event]) -> None:
+    out = io.StringIO()
+    renderer = TextRenderer(out, formatted=True)
+    for event in (Final(CLOCKS, 0, "", " hello there", (), 0, 900, "silence"), *after):
+        renderer.show(event)
+    if after:
+        assert out.getvalue().startswith("hello there\n"), "at once"
+    renderer.close()
+    assert out.getvalue().splitlines() == ["hello there", *(["[de] hallo"] if "hallo" in str(after) else [])]
+
+
+def test_lost_audio_does_not_take_the_place_of_formatted_text() -> None:
+    out = io.StringIO()
+    renderer = TextRenderer(out, formatted=True)
+    for event in (
+        Final(CLOCKS, 0, "", " hello there", (), 0, 900, "silence"),
+        Dropped(CLOCKS, 900, 320),
+        Formatted(CLOCKS, 0, "Hello there.", 0, 900),
+        Final(CLOCKS, 1, "", " and you", (), 1000, 1500, "silence"),
+        Formatted(CLOCKS, 1, "And you?", 1000, 1500),
+    ):
+        renderer.show(event)
+    renderer.close()
+    assert out.getvalue() == "Hello there.\nAnd you?\n"
+
+
+@pytest.mark.parametrize("formatted", [False, True])
+def test_only_translations_means_no_other_text(formatted: bool) -> None:
+    out = io.StringIO()
+    renderer = TextRenderer(out, with_source=False, formatted=formatted)
+    for event in (*EVENTS[:5], Formatted(CLOCKS, 0, "Good morning!", 0, 1000), *EVENTS[5:]):
+        renderer.show(event)
+    renderer.close()
+    assert out.getvalue() == "[de] Guten Morgen.\n"
