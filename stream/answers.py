@@ -10,9 +10,9 @@ import re
 import unicodedata
 from typing import Literal
 
-Doubt = Literal["rate", "assistant", "description", "language"]
+Doubt = Literal["rate", "assistant", "phrase", "description", "language"]
 # A speaker, too, may say these: believed when the model says the very same with a firmer prompt.
-PARDONED: frozenset[Doubt] = frozenset(("description", "language"))
+PARDONED: frozenset[Doubt] = frozenset(("phrase", "description", "language"))
 
 _FLOOR_WORDS = 4
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI")
@@ -22,22 +22,43 @@ _LEAST_WORDS, _LEAST_FOREIGN, _MOST_OWN = 8, 0.3, 0.05
 
 _CLIP = r"(?:clip|file|recording|segment|sample)"
 _AUDIO = rf"(?:(?:provided|given|attached|supplied) )?(?:audio(?: {_CLIP})?|(?:sound|speech|voice) {_CLIP})"
-_CANNOT = r"(?: am|'m)? (?:cannot|can't|can not|unable to|not able to)"
+_SORRY = r"(?:i'm|i am|i) (?:sorry|apologi[sz]e)[,.]? (?:but )?"
+_CANNOT = r"i(?: am|'m)? (?:cannot|can't|can not|unable to|not able to)"
 _THE = r"(?:the |this |that |any |your )?"
-# What only an assistant says: an offer, a preface, a refusal, talk about itself, or the layout of a written answer.
+_SOUND = rf"{_THE}(?:{_AUDIO}s?|speech)\b"
+_HERE = r"(?:(?:sure|certainly|of course|okay|absolutely)[,.!] *)?here(?:'s| is| are) (?:the|a|your) (?:\w+ )?(?:transcri\w+|translation)\b"
+_PLEASE = r"please (?:provide|upload|attach|share) (?:the|an|your|a) (?:audio|recording|file)"
+_COLON = r"[^.!?\n]*(?::(?!\S)|\n)"  # in the same sentence; no time of day
+# An AI, and nobody who works on one: no "AI researcher", no "language model trainer".
+_MODEL = (
+    r"(?:(?:(?:ai )?(?:large )?language model|ai (?:(?:voice|chat|virtual) )?(?:model|assistant|chatbot|bot|system|program))\b"
+    r"(?! \w{3,}(?:er|or|ist|ect)\b)"
+    r"|ai(?:[^\w\s'-]| (?:and|but|so|i|my|that|which|who|with|without|trained|developed|created|designed|built|made|by|from|here)\b|$))"
+)
+# What only an assistant says: a preface, a refusal to hear, talk about itself, or the layout of a written answer.
 _ASSISTANT = re.compile(
     "|".join(
         (
-            r"(?:(?:sure|certainly|of course|okay|absolutely)[,.!] *)?"
-            r"here(?:'s| is| are) (?:the|a|your) (?:\w+ )?(?:transcri\w+|translation)\b",
-            r"(?:the |full )?(?:transcription|transcript) ?(?:of the|:|is as follows|reads)",
-            rf"(?:i'm|i am|i) (?:sorry|apologi[sz]e)[,.]? (?:but )?i{_CANNOT} (?:transcribe|process|access|assist with|fulfill?)\b",
-            rf"(?:(?:i'm|i am|i) (?:sorry|apologi[sz]e)[,.]? (?:but )?)?i{_CANNOT} "
-            rf"(?:transcribe|hear|listen to) {_THE}(?:{_AUDIO}|speech)\b",
-            r"as an? (?:ai\b|(?:large )?language model)",
-            r"i(?: am|'m) (?:an? (?:ai\b|large language model|virtual assistant)|just an ai)",
-            r"please (?:provide|upload|attach|share) (?:the|an|your|a) (?:audio|recording|file)",
+            rf"{_HERE}{_COLON}",
+            rf"(?:the |full )?(?:transcription|transcript)(?: ?:| is as follows| of the{_COLON})",
+            rf"{_SORRY}{_CANNOT} (?:transcribe\b|(?:process|access|assist with) (?:transcribing\b|{_SOUND}))",
+            rf"(?:{_SORRY})?{_CANNOT} (?:transcribe|hear|listen to) {_SOUND}",
+            rf"as an? {_MODEL}",
+            rf"i(?: am|'m) (?:just )?an? {_MODEL}",
+            rf"{_PLEASE}.*\btranscribe\b",
             r"(?:\*\*|#{1,4} |```|[-*•] |1\. )",
+        )
+    )
+)
+# What an assistant says, and now and then a clerk.
+_PHRASE = re.compile(
+    "|".join(
+        (
+            _HERE,
+            r"(?:the |full )?(?:transcription|transcript) (?:of the|reads)",
+            rf"{_SORRY}{_CANNOT} (?:process|access|assist with|fulfill?)\b",
+            r"i(?: am|'m) a virtual assistant",
+            _PLEASE,
         )
     )
 )
@@ -85,6 +106,8 @@ def doubt(text: str, *, language: str, audio_s: float, words_per_second: float) 
         return "rate"
     if _ASSISTANT.match(low) or _LAYOUT.search(text):
         return "assistant"
+    if _PHRASE.match(low):
+        return "phrase"
     if _DESCRIPTION.match(low) or _BRACKETED.fullmatch(text):
         return "description"
     return "language" if _is_foreign(text, language) else None

@@ -20,19 +20,44 @@ ANSWERS = [
     ("That is a wonderful question! Let me explain how photosynthesis works, step by step, for you.", "en", 1.2, "rate"),
     ("光合作用是植物利用光能把二氧化碳和水变成有机物的过程，也会放出氧气，对地球上的生命非常重要。", "zh", 2.0, "rate"),
     ("Here is the transcription: we met them", "en", 4.0, "assistant"),
-    ("Sure, here's the transcript of the speech", "en", 4.0, "assistant"),
+    ("Sure, here's the transcript of the speech", "en", 4.0, "phrase"),
     ("Certainly! Here is a German transcription:", "en", 4.0, "assistant"),
     ("Transcription: we met them again", "en", 4.0, "assistant"),
     ("The transcript is as follows: we met", "en", 4.0, "assistant"),
     ("I'm sorry, but I cannot transcribe this.", "en", 4.0, "assistant"),
-    ("I’m sorry, I am unable to process that.", "en", 4.0, "assistant"),
+    ("I’m sorry, I am unable to process that.", "en", 4.0, "phrase"),
     ("I apologize, but I cannot hear any speech.", "en", 4.0, "assistant"),
     ("I am unable to listen to audio files.", "en", 4.0, "assistant"),
     ("As an AI language model, I have no opinion.", "en", 4.0, "assistant"),
     ("I'm an AI assistant and cannot hear.", "en", 4.0, "assistant"),
-    ("Please provide the audio file.", "en", 4.0, "assistant"),
+    ("Please provide the audio file.", "en", 4.0, "phrase"),
+    ("Here is the transcript of the audio:\nwe met them", "en", 4.0, "assistant"),
+    ("Here is the transcription\n\nwe met them", "en", 4.0, "assistant"),
+    ("The transcript of the recording is: we met", "en", 4.0, "assistant"),
+    ("I'm sorry, but I can't access the audio you mention.", "en", 4.0, "assistant"),
+    ("I'm sorry, I cannot process audio files.", "en", 4.0, "assistant"),
+    ("I'm an AI.", "en", 4.0, "assistant"),
+    ("I'm just an AI, so I cannot know.", "en", 4.0, "assistant"),
+    ("I am an AI language model", "en", 4.0, "assistant"),
+    ("I'm an AI assistant for your hotel.", "en", 4.0, "assistant"),
+    ("I'm sorry, but I can't assist with transcribing that.", "en", 4.0, "assistant"),
+    ("I am a large language model, trained by Google.", "en", 4.0, "assistant"),
+    ("As an AI, I have no opinion.", "en", 4.0, "assistant"),
+    ("As an AI I have no opinion.", "en", 4.0, "assistant"),
+    ("Please provide the audio you would like me to transcribe.", "en", 4.0, "assistant"),
     ("**Transcript**\nwe met them again", "en", 4.0, "assistant"),
     ("Three things matter:\n- light\n- water", "en", 4.0, "assistant"),
+    ("I'm sorry, I can't access your account right now, could you spell your last name?", "en", 4.0, "phrase"),
+    ("I'm sorry, but I can't process your refund today", "en", 4.0, "phrase"),
+    ("I'm sorry, I can't process your audiobook order.", "en", 4.0, "phrase"),
+    ("I apologise, I cannot fulfil this request.", "en", 4.0, "phrase"),
+    ("Please attach the recording to the ticket.", "en", 4.0, "phrase"),
+    ("Please upload the file before Friday", "en", 4.0, "phrase"),
+    ("Please share your audio settings with us.", "en", 4.0, "phrase"),
+    ("Here's the transcript of yesterday's hearing, your honour.", "en", 4.0, "phrase"),
+    ("Here is the transcript of the 10:30 hearing.", "en", 4.0, "phrase"),
+    ("The transcript of the hearing was sealed.", "en", 4.0, "phrase"),
+    ("I'm a virtual assistant for two law firms.", "en", 4.0, "phrase"),
     ("The audio contains a man speaking about trains.", "en", 5.0, "description"),
     ("This audio clip features soft piano music.", "en", 5.0, "description"),
     ("In the provided audio, a woman asks for help.", "en", 5.0, "description"),
@@ -65,6 +90,13 @@ SPEECH = [
     ("As an aide to the general, he knew.", "en", 2.5),
     ("There is no speaking to him when he is like this.", "en", 2.5),
     ("Please provide your name and date of birth.", "en", 2.5),
+    ("I'm an AI researcher at Google", "en", 2.0),
+    ("I am an AI engineer and I live in Berlin.", "en", 3.0),
+    ("As an AI researcher I read a lot.", "en", 2.5),
+    ("I'm an AI-curious painter, and an AI assistant helps me.", "en", 3.0),
+    ("I'm an AI model trainer.", "en", 2.0),
+    ("I am an AI assistant professor in Delft.", "en", 2.0),
+    ("As a language teacher she had no equal.", "en", 2.5),
     ("The recording industry has changed.", "en", 2.0),
     ("In the audience sat a woman with a red hat.", "en", 3.0),
     ("He said (and I quote) that all was well.", "en", 3.0),
@@ -157,12 +189,13 @@ def test_an_answer_to_the_firmer_prompt_is_dropped_and_not_carried_on() -> None:
     assert stream._carried == ""  # pyright: ignore[reportPrivateUsage]
 
 
-def test_what_a_speaker_may_say_is_believed_when_it_is_said_again() -> None:
-    described = "The audio is clear"
-    stream, events = listen_to(Answering(lambda heard: described, lambda heard: described))
-    assert finals(events) == [described] and stream.stats.guards.reheard == 1
-    other = Answering(lambda heard: described, lambda heard: "The audio contains noise")
-    assert finals(listen_to(other)[1]) == []
+@pytest.mark.parametrize(
+    ("said", "other"), [("The audio is clear", "The audio contains noise"), ("Please upload the file", "Please upload a recording")]
+)
+def test_what_a_speaker_may_say_is_believed_when_it_is_said_again(said: str, other: str) -> None:
+    stream, events = listen_to(Answering(lambda heard: said, lambda heard: said))
+    assert finals(events) == [said] and stream.stats.guards.reheard == 1
+    assert finals(listen_to(Answering(lambda heard: said, lambda heard: other))[1]) == []
 
 
 def test_the_next_segment_begins_with_the_plain_prompt_again() -> None:
