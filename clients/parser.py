@@ -62,7 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     transcribe = commands.add_parser(
         "transcribe",
         help="write down what is said in files",
-        description="Sound and video → text. Several files: one text file beside each.",
+        description="Sound and video → text. Several files: with --srt, --vtt, --json or --txt one text file beside each; without one of "
+        "these and without --out all text goes to standard output.",
     )
     transcribe.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files of sound or video, and folders that hold some")
     transcribe.add_argument("--realtime", action="store_true", help="go no faster than the audio, as a microphone would")
@@ -130,7 +131,7 @@ def _server_parsers(commands: Any) -> None:
     client.add_argument("--key-file", type=Path, metavar="FILE", help=key)
     _devices(client)
     _forms(client)
-    _task(client)
+    _task(client, of_server=True)
 
 
 def _bench_parser(commands: Any) -> None:
@@ -185,11 +186,14 @@ def _forms(parser: argparse.ArgumentParser) -> None:
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=what)
 
 
-def _task(parser: argparse.ArgumentParser) -> None:
+def _task(parser: argparse.ArgumentParser, *, of_server: bool = False) -> None:
+    """``of_server``: what is not given is as the server is configured."""
+    language, targets, block_ms = ("as the server is configured",) * 3 if of_server else ("en", "none", "640")
     task = parser.add_argument_group("task")
-    task.add_argument("--language", metavar="CODE", help="language spoken (default: en)")
-    task.add_argument("--to", action="append", default=[], metavar="CODE[,CODE]", help="translate into, e.g. de or de,fr")
-    task.add_argument("--block-ms", type=int, metavar="N", help="audio between two hypotheses (default: 640; 320 quick, 960 calm)")
+    task.add_argument("--language", metavar="CODE", help=f"language spoken (default: {language})")
+    into = f"translate into, e.g. de or de,fr (default: {targets})"
+    task.add_argument("--to", action="append", default=[], metavar="CODE[,CODE]", help=into)
+    task.add_argument("--block-ms", type=int, metavar="N", help=f"audio between two hypotheses: 320 quick, 960 calm (default: {block_ms})")
 
 
 def _running(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,9 @@ class EndpointOptions(_Section):
     lead_in_ms: int = Field(default=360, ge=0, le=2000, description="silence from before the segment that the model hears with it")
     hangover_ms: int = Field(default=600, ge=80, le=5000, description="silence that ends a segment")
     sentence_hangover_ms: int = Field(default=320, ge=80, le=5000, description="the same after a finished sentence")
-    short_hangover_ms: int = Field(default=120, ge=40, le=5000, description="the same when the segment is nearly full")
+    short_hangover_ms: int = Field(
+        default=120, ge=40, le=5000, description="the same when the segment is full; from half full on the two above shrink towards it"
+    )
     trailing_ms: int = Field(default=320, ge=0, le=2000, description="audio after the last speech that the final hypothesis hears at least")
     longest_s: float | None = Field(default=None, ge=2, le=30, description="longest segment, in s; none: what the model can bear")
 
@@ -143,9 +145,14 @@ class ModelOptions(_Section):
 
     name: str = Field(default="small", description='"small" (in the package) or a checkpoint folder')
     runtime: Literal["auto", "onnx", "torch"] = Field(
-        default="auto", description="auto: ONNX Runtime where the folder has exported graphs, else torch"
+        default="auto",
+        description="auto: ONNX Runtime where the folder has exported graphs and nothing is asked that only torch does (device other than "
+        "cpu, dtype other than float32, an assistant by name), else torch; torch also where ONNX Runtime or its graphs do not load",
     )
-    assistant: Path | None = Field(default=None, description="folder of an MTP drafter")
+    assistant: Path | None = Field(
+        default=None,
+        description="folder of an MTP drafter, with torch; none: MODEL/assistant, if there is one (exported graphs hold their own drafter)",
+    )
     device: str = Field(default="cpu", description="where torch runs the model, e.g. cpu or cuda")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the weights, with torch")
     threads: int | None = Field(default=None, ge=1, le=1024, description="of the model; none: the runtime decides")
@@ -176,7 +183,13 @@ class ServerOptions(_Section):
     sessions_per_address: int | None = Field(
         default=None, ge=1, description="sessions at once of one address (of IPv6: one network of 64 bits); none: max_sessions"
     )
-    queue_ms: int = Field(default=10_000, ge=1000, le=600_000, description="audio that may wait in one session before its sender has to")
+    queue_ms: int = Field(
+        default=10_000,
+        ge=1000,
+        le=600_000,
+        description="audio that may wait in one session before its sender has to, at most 32 MB; OpenAI's and Deepgram's sockets are read "
+        "on up to those 32 MB",
+    )
     upload_mb: int = Field(default=512, ge=1, description="largest file for /v1/audio/transcriptions, in MB")
     allow_hosts: tuple[str, ...] = Field(
         default=(), description="names under which the server is reached, besides localhost and plain addresses"

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("rapidfuzz", reason="needs the extra train")
+pytest.importorskip("scipy", reason="needs the extra train")
 
 import tokenizers  # noqa: E402
 from dragoman.model.errors import ConfigError  # noqa: E402

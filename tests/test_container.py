@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import soundfile
@@ -26,6 +25,8 @@ from .containers import LIVE_WEBM, SHORT_PAGES, container, ogg_pages
 from .fakes import speech
 from .live import breath, make_engine, rest, run, serving, talking, text_of
 from .test_native import rest_of
+
+av = pytest.importorskip("av", reason="needs the extra video")
 
 TEXT = "the quick brown fox jumps over a lazy dog."
 START: dict[str, Any] = {"sample_rate": 48_000, "encoding": "container"}

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("rapidfuzz", reason="needs the extra train")
+pytest.importorskip("scipy", reason="needs the extra train")
 
 from dragoman.model.errors import ConfigError  # noqa: E402
 from dragoman.model.load import load  # noqa: E402

@@ -11,8 +11,10 @@ import pytest
 import soundfile
 import soxr
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("rapidfuzz")
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("rapidfuzz", reason="needs the extra train")
+pytest.importorskip("scipy", reason="needs the extra train")
+pytest.importorskip("whisper_normalizer", reason="needs the extra train")
 
 from dragoman.model.store import Clip, Label, Store, read_labels  # noqa: E402
 from dragoman.model.training import run, text  # noqa: E402

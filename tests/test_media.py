@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from dragoman.model.backend import Floats
@@ -13,7 +12,9 @@ from dragoman.model.errors import AudioFormatError
 from dragoman.stream.media import MediaSource
 from dragoman.stream.source import FileSource, open_source
 
-from .media import film
+av = pytest.importorskip("av", reason="needs the extra video")
+
+from .media import film  # noqa: E402
 
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 16_000)).astype(np.float32)
 

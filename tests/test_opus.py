@@ -14,8 +14,11 @@ from websockets.asyncio.client import connect
 
 from .fakes import speech
 from .live import make_engine, rest, run, serving, talking, text_of
-from .opus import packets
 from .test_native import rest_of
+
+pytest.importorskip("av", reason="needs the extra video")
+
+from .opus import packets  # noqa: E402
 
 START: dict[str, Any] = {"sample_rate": 48_000, "encoding": "opus"}
 FINISH = json.dumps({"type": "finish"})

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("sacrebleu")
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("rapidfuzz", reason="needs the extra train")
+pytest.importorskip("scipy", reason="needs the extra train")
+pytest.importorskip("sacrebleu", reason="needs the extra train")
 
 import tokenizers  # noqa: E402
 from dragoman.model.errors import ConfigError, TaskError  # noqa: E402

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("rapidfuzz", reason="needs the extra train")
+pytest.importorskip("scipy", reason="needs the extra train")
 
 from dragoman.model.errors import ConfigError  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402

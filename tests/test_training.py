@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("rapidfuzz", reason="needs the extra train")
+pytest.importorskip("scipy", reason="needs the extra train")
 
 import soundfile  # noqa: E402
 import tokenizers  # noqa: E402

@@ -6,7 +6,10 @@
     python -m dragoman.model.training.run drafter --config run.yaml    # then the MTP drafter of the finished model
     python -m dragoman.model.training.run plot --config run.yaml       # curve.png in the run's folder, also while it goes on
 
-See ``configs/train_small.yaml`` for every key.
+A file needs the keys ``folder`` and ``stores`` (a list, each with a ``folder`` of its own). All other keys have defaults; they are the
+fields of RunOptions and SizeOptions (here), StoreOptions (``prepare``), BatchOptions (``batches``), AugmentOptions (``augment``), Depths
+and LossWeights (``student``), TrainOptions (``trainer``) and DrafterOptions (``drafting``). An unknown key is an error.
+``configs/train_small.yaml`` is an example; its corpus is not part of the repository.
 """
 
 from __future__ import annotations
@@ -116,6 +119,9 @@ def _keys() -> list[str]:
 def prepare(options: RunOptions) -> None:
     """Make the sentences, every store, the teacher's features and texts and the tokenizer that do not exist yet."""
     _write_sentences(options)
+    for store in options.stores:
+        if store.shards is not None and store.reads is None and not (user_path(store.folder) / "clips.tsv").exists():
+            _expect("stores.shards", user_path(store.shards) / "manifest.tsv")
     make_stores(options.stores, options.train.threads)
     wanted = [user_path(store.folder) for store in options.stores if store.labels is not None]
     if wanted:
@@ -136,7 +142,18 @@ def _write_sentences(options: RunOptions) -> None:
     shards = next((store.shards for store in options.stores if store.shards is not None), None)
     if shards is None or not options.sentences:
         raise ConfigError("'text' needs a store with 'shards', whose dev transcripts are left out, and 'sentences' to write to")
-    sentences.write(user_path(options.text), user_path(shards) / "manifest.tsv", user_path(options.sentences[0]).parent)
+    manifest, texts = user_path(shards) / "manifest.tsv", user_path(options.text)
+    _expect("stores.shards", manifest)
+    _expect("text", texts / "sentences-en.txt.xz")
+    sentences.write(texts, manifest, user_path(options.sentences[0]).parent)
+
+
+def _expect(key: str, path: Path) -> None:
+    """``path`` is a file of the corpus. Raises ConfigError where it is not there."""
+    if not path.exists():
+        raise ConfigError(
+            f"{key}: {path} does not exist; the corpus is not part of the repository: name audio of your own, as docs/training.md shows"
+        )
 
 
 def label(options: RunOptions, part: int = 0, parts: int = 1) -> None:
