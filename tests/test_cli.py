@@ -120,6 +120,8 @@ def test_a_reader_that_leaves_is_no_error(tiny: str, clips: Path) -> None:
 
 
 def test_train_names_the_nearest_key_of_a_wrong_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for needed in ("torch", "rapidfuzz", "scipy"):
+        pytest.importorskip(needed, reason="needs the extra train")
     (tmp_path / "run.yaml").write_text("folder: x\nstores: []\ntrain: {step: 3}\n")
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 1
     assert "'steps'" in capsys.readouterr().err

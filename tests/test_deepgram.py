@@ -223,6 +223,7 @@ def test_without_an_encoding_it_is_a_container(form: str) -> None:
 
 
 def test_samples_without_their_encoding_are_told_apart_from_a_container() -> None:
+    pytest.importorskip("av", reason="needs the extra video")
     told, closed = ask("", *pieces(speech("the quick")), CLOSE)
     assert (told[-1]["variant"], closed) == ("bad_audio", 1008) and "of samples the encoding has to be named" in told[-1]["description"]
 

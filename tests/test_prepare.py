@@ -86,3 +86,12 @@ def test_sentences_are_written_where_they_are_missing(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "sentences.txt").read_text() == "The house is red today.\n"
     with pytest.raises(ConfigError, match="'text' needs a store with 'shards'"):
         run._write_sentences(run.RunOptions(folder=str(tmp_path), stores=(), text=str(texts), sentences=("missing",)))
+
+
+def test_a_corpus_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """As in a checkout: the corpora of the shipped configurations are not part of the repository."""
+    options = run.RunOptions(
+        folder=str(tmp_path / "run"), stores=(StoreOptions(folder=str(tmp_path / "store"), shards=str(tmp_path / "corpus")),)
+    )
+    with pytest.raises(ConfigError, match=r"manifest.tsv does not exist; the corpus is not part of the repository: name audio of your own"):
+        run.prepare(options)

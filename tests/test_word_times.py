@@ -64,6 +64,7 @@ def word_times() -> Any:
 
 def test_the_bench_measures_what_is_known() -> None:
     """A reference that is moved by 300 ms, and a word that was not said: only words that are equal count."""
+    pytest.importorskip("jiwer", reason="needs the extra bench")
     script = word_times()
     said = speech(TEXT)
     clip = Clip("one", TEXT.replace("fox", "dog"), len(said) / 16_000, lambda: said)
@@ -88,6 +89,8 @@ def test_the_bench_measures_what_is_known() -> None:
 def test_the_bench_finds_where_words_are_said() -> None:
     """Its own reference: first and last character of each word, and what the probe of the training code says between them."""
     torch = pytest.importorskip("torch")
+    for needed in ("rapidfuzz", "scipy"):
+        pytest.importorskip(needed, reason="needs the extra train")
     from dragoman.model.training.text import ctc_targets
 
     script = word_times()
