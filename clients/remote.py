@@ -55,7 +55,7 @@ class Restart:
     lost_ms: int = 0
 
 
-class _Heard(ClientConnection):
+class _Clocked(ClientConnection):
     """A connection that knows when it last heard anything, pings too."""
 
     heard_s = 0.0  # of the loop's clock
@@ -197,7 +197,7 @@ class Remote:
 
     # The connection
 
-    async def _run(self, socket: _Heard) -> None:
+    async def _run(self, socket: _Clocked) -> None:
         """Talk; come back after every loss, for as long as a server that is there keeps sessions."""
         try:
             while not await self._talk(socket):
@@ -207,7 +207,7 @@ class Remote:
             self._room.set()
             await self._events.put(error)
 
-    async def _talk(self, socket: _Heard) -> bool:
+    async def _talk(self, socket: _Clocked) -> bool:
         """Send and receive until Ended (True) or until the connection is lost (False). Raises what the server complains of."""
         reader, sender = asyncio.create_task(self._read(socket)), asyncio.create_task(self._send_all(socket))
         try:
@@ -223,7 +223,7 @@ class Remote:
             await asyncio.gather(reader, sender, return_exceptions=True)
             await socket.close()
 
-    async def _read(self, socket: _Heard) -> bool:
+    async def _read(self, socket: _Clocked) -> bool:
         """Until Ended (True) or until nothing more comes (False)."""
         while True:
             try:
@@ -271,7 +271,7 @@ class Remote:
                     return
                 await self._more.wait()
 
-    async def _open(self, first: Start | Resume) -> _Heard:
+    async def _open(self, first: Start | Resume) -> _Clocked:
         """A connection whose first message was answered by Ready."""
         try:
             # No ping timeout: a server that is held up by back-pressure reads no pings. It sends its own.
@@ -281,7 +281,7 @@ class Remote:
                 compression=None,
                 ping_timeout=None,
                 additional_headers=self._headers,
-                create_connection=_Heard,
+                create_connection=_Clocked,
             )
         except InvalidStatus as error:
             if error.response.status_code != 401:
@@ -290,7 +290,7 @@ class Remote:
             raise WireError("unauthorized", f"{self.url} {why}; expected one in DRAGOMAN_KEY or --key-file") from error
         except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
             raise ProtocolError(f"cannot connect to {self.url}: {error or type(error).__name__}") from error
-        assert isinstance(socket, _Heard), "it was asked for"
+        assert isinstance(socket, _Clocked), "it was asked for"
         self._socket = socket
         try:
             await socket.send(write(first))
@@ -312,7 +312,7 @@ class Remote:
         self._outbox.go_back(self._first_sample + answer.received_samples)
         return socket
 
-    async def _reopen(self) -> _Heard:
+    async def _reopen(self) -> _Clocked:
         """Resume, or begin anew with a server that does not know the session; with longer and longer pauses, for as long as sessions
         are kept."""
         assert self.ready is not None, "there was a connection"

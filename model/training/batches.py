@@ -28,7 +28,7 @@ from .speech import Speaker, Speech, Spoken
 from .splices import FRAME, Run, cut_run, written_after
 from .translations import Translations
 
-_SENTENCES_TRIED = 100  # that do not fit, or have a word that the speaker never said: one in twenty can be said
+_SENTENCES_TRIED = 100  # that do not fit, or have a word that the speaker never said: about one in eleven can be said
 _TRANSCRIPTS_APART = 8  # every eighth one tells which tokens are usual
 
 
