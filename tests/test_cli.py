@@ -148,7 +148,10 @@ train: {{steps: 2, warmup_steps: 1, mel_steps: 0, hearing_steps: 0, log_every: 1
     assert [record["step"] for record in log] == [1, 2] and all(record["words"] > 0 for record in log)
     from dragoman.model.training.package import main as package
 
-    assert json.loads((tmp_path / "run" / "taught.json").read_text()) == {"delay_frames": 6, "targets": []}
+    assert json.loads((tmp_path / "run" / "taught.json").read_text()) == {
+        "delay_frames": 6,
+        "targets": ["de", "fr", "es"],
+    }, "what the model that it began with had been taught"
     package([str(tmp_path / "run"), str(tmp_path / "tuned")])
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["dragoman"]["hearing_delay_ms"] == 240 + 160, (
         "6 frames of delay, and what measuring adds"

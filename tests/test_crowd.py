@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import gc
 import json
-import resource
 import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +28,7 @@ from .fakes import WORDS, ScriptedBackend, speech
 from .flaky import long_talk
 from .listeners import check_promises, finals, session, silence, transcribe
 from .live import Live, breath, make_engine, pcm, serving
+from .memory import give_back_free_memory, resident_bytes
 
 CROWD_S = 180.0  # a soak test that takes longer hangs; on a machine of its own each takes a minute or less
 BLOCK = 4000  # samples in a message: 250 ms
@@ -237,16 +234,6 @@ def come_and_go(visitors: int, places: int, audio_s: float) -> tuple[Crowd, floa
 
 def sessions_alive() -> int:
     return sum(type(each) in (Stream, Session) for each in gc.get_objects())  # isinstance would ask proxies for their class
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def give_back_free_memory() -> None:
-    """glibc keeps what was freed between blocks that are in use: its high-water mark, 200 MB after a crowd, would hide a leak."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def test_twelve_come_and_go_and_seven_have_a_place() -> None:

@@ -12,6 +12,7 @@ const LINES = 2;
 const LONGEST_MS = 6000;
 const SHORTEST_MS = 1000;
 const SENTENCE_END = /[.?!…。？！]$/u;
+const LETTER = /[\p{L}\p{N}]/u;
 // What Python's str.strip() and str.split() take for white space; JavaScript's \s is a slightly different set.
 const SPACE = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
 const OUTER_SPACE = new RegExp(`^[${SPACE}]+|[${SPACE}]+$`, "gu");
@@ -50,6 +51,18 @@ export function wrap(text) {
   return lines;
 }
 
+/** A full stop that was committed after its word belongs to it. @param {Word[]} words @returns {Word[]} */
+function wholeWords(words) {
+  /** @type {Word[]} */
+  const whole = [];
+  for (const word of words) {
+    const last = whole.at(-1);
+    if (last && !LETTER.test(word.text)) whole[whole.length - 1] = { ...last, text: last.text + word.text, end_ms: word.end_ms };
+    else whole.push(word);
+  }
+  return whole;
+}
+
 /** @param {Word[]} group */
 const linesOf = (group) => wrap(strip(group.map((word) => word.text).join("")));
 
@@ -65,7 +78,7 @@ export function cutCues(words) {
   const cues = [];
   /** @type {Word[]} */
   let group = [];
-  for (const word of words) {
+  for (const word of wholeWords(words)) {
     if (group.length && (linesOf([...group, word]).length > LINES || word.end_ms - group[0].start_ms > LONGEST_MS)) {
       cues.push(cueOf(group));
       group = [];
