@@ -46,12 +46,13 @@ def _write_utf8() -> None:
     """Captions that go into a file or a pipe are UTF-8 whatever the locale; a terminal gets what it can show."""
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by whoever started us
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    if not isinstance(sys.stdout, io.TextIOWrapper) or "PYTHONIOENCODING" in os.environ:
+    out: Any = sys.stdout
+    if not isinstance(out, io.TextIOWrapper) or "PYTHONIOENCODING" in os.environ:
         return
-    if sys.stdout.isatty():
-        sys.stdout.reconfigure(errors="replace")
+    if out.isatty():
+        out.reconfigure(errors="replace")
     else:
-        sys.stdout.reconfigure(encoding="utf-8")
+        out.reconfigure(encoding="utf-8")
 
 
 def _let_go_of_output() -> None:
