@@ -122,10 +122,11 @@ def _text_file(piece: Piece, *, overwrite: bool) -> Generator[TextIO]:
             with part.open("w", encoding="utf-8") as out:
                 yield out
         except BaseException:
-            if part.exists() and not part.stat().st_size:
-                part.unlink()
-            elif part.exists():
-                report(f"{piece.source}: what was heard of it is in {part}")
+            if part.exists():
+                if part.stat().st_size:
+                    report(f"{piece.source}: what was heard of it is in {part}")
+                else:
+                    part.unlink()
             raise
         part.replace(piece.text)
     except OSError as error:

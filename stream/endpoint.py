@@ -100,9 +100,8 @@ class Endpointer:
     def close(self, reason: str) -> None:
         """End the current segment with the frame seen last."""
         self.speaking, self.reason, self._sentence_ended = False, reason, False
-        self._earliest = self.frame
         self._silent_from = self.last_speech_frame + 1 + _SETTLING_FRAMES
-        self._recent.clear()
+        self.mark()
 
     def mark(self) -> None:
         """No later segment holds what came before; what was silent in it may still be heard with one."""

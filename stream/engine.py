@@ -77,7 +77,7 @@ class Engine:
         self._recorder = recorder or _recorder_of(self.options.server)
         self._past = Stats()
         self._wake = asyncio.Event()
-        self._opening: list[Visitor] = []  # whose places are taken, while their sessions are made
+        self._opening: list[Visitor] = []  # whose places are taken, before they have streams
         self._turns = 0
         self._waiting: dict[Stream, None] = {}  # perhaps with something to do, who waits longest first
         self._at_work: set[Stream] = set()  # a worker's during its turn
@@ -118,16 +118,11 @@ class Engine:
 
         Raises OverloadedError, WireError (draining), TaskError, AudioFormatError.
         """
-        visitor = visitor or Visitor()
-        self.admit(visitor)
-        wanted = options or self.options.session
-        self._opening.append(visitor)  # from here on the place is taken
-        try:
+        visitor, wanted = visitor or Visitor(), options or self.options.session
+        with self.place(visitor):
             session = await asyncio.get_running_loop().run_in_executor(
                 self._executor, lambda: self._session(wanted, sample_rate, channels, encoding)
             )
-        finally:
-            self._opening.remove(visitor)
         stream = Stream(
             uuid.uuid4().hex,
             session,
@@ -151,7 +146,7 @@ class Engine:
 
     @contextmanager
     def place(self, visitor: Visitor) -> Generator[None]:
-        """A place that is taken meanwhile. At the end it is free for ``open``, before anybody else. Raises as ``admit``."""
+        """A place that is taken meanwhile; at the end it is free for whoever asks first. Raises as ``admit``."""
         self.admit(visitor)
         self._opening.append(visitor)
         try:

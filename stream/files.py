@@ -95,7 +95,7 @@ async def _serve(request: Request, engine: Engine, *, translate: bool) -> Respon
                 engine.loaded.prompts.check(Task(wish.options.language, wish.options.targets, wish.options.glossary))
                 source = await asyncio.to_thread(_store, wish.file, Path(folder.name) / "upload")
         _check_length(source.duration_s, server.session_s)
-        stream = await engine.open(
+        stream = await engine.open(  # nobody else can have asked for the place meanwhile
             wish.options,
             sample_rate=source.sample_rate,
             channels=source.channels,

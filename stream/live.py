@@ -183,7 +183,7 @@ class Stream:
         if not self.inbox.full:
             return
         self._held = True
-        if self.reads_on and not self.inbox.crammed:
+        if self.reads_on and self._may_go_on:
             return
         try:
             while not self._may_go_on:

@@ -25,7 +25,7 @@ from .config import Options, ServerOptions
 from .deepgram import listen_socket
 from .engine import Engine
 from .files import transcriptions, translations
-from .gatekeeper import Gatekeeper
+from .gatekeeper import Gatekeeper, plain_origin
 from .lag import REFUSING
 from .metrics import CONTENT_TYPE, exposition
 from .native import native_socket
@@ -60,7 +60,7 @@ def make_app(engine: Engine, *, pages: Path | None = None) -> Starlette:
     keys = keyring(server)
     free = ("/healthz", *_paths(pages))
     gate = Middleware(Gatekeeper, hosts=server.allow_hosts, origins=server.allow_origins, keys=keys, free=free)
-    origins = [origin.lower().rstrip("/") for origin in server.allow_origins]
+    origins = [plain_origin(origin) for origin in server.allow_origins]
     # Outermost: what a browser asks beforehand has no key, and a refusal has to be readable too.
     shared = Middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=("retry-after",)

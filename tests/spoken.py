@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from dragoman.model.training.rows import Batch
 from dragoman.model.training.speech import LEAST_CLIPS, Speech
 from dragoman.model.training.splices import FRAME
 from dragoman.model.training.store import StoreWriter
@@ -46,3 +47,16 @@ def make_speech(folder: Path, *, aligned: bool = True, clips: int = LEAST_CLIPS,
     if aligned:
         (folder / "words.tsv").write_text("".join(moments))
     return Speech([(folder, 1.0)], None)
+
+
+def heard(batch: Batch, speech: Speech) -> np.ndarray:
+    """[B T, 2]: the clip and the moment of it, in frames, that are heard at each position; NaN where there is no speech."""
+    found = np.full((batch.ids.numel(), 2), np.nan)
+    found[batch.feature_rows] = (batch.features.numpy() * speech.spread[1] + speech.spread[0])[:, :2]
+    return found
+
+
+def letters_near(speech: Speech, clip: int, moment: float, reach: int) -> str:
+    """What is spelt in a clip up to ``reach`` frames before and behind a moment."""
+    letters = zip(speech.labelled[clip][2].replace(" ", ""), speech.letters[0][f"clip{clip}"], strict=True)
+    return "".join(letter for letter, at in letters if abs(at - moment) <= reach)

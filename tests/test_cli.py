@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dragoman.clients.cli import main
@@ -171,14 +170,11 @@ def test_the_shipped_model_refuses_what_it_was_not_taught(clips: Path, capsys: p
     assert told.out == "" and "it transcribes en" in told.err and "translates into de" not in told.err
 
 
-def run_command(*arguments: str, **parts: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-m", "dragoman.clients", *arguments], stderr=subprocess.PIPE, timeout=60, check=False, **parts)
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_told_in_one_line() -> None:
     with open("/dev/full", "w") as full:
-        done = run_command("options", stdout=full)
+        command = [sys.executable, "-m", "dragoman.clients", "options"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"No space left on device" in done.stderr
 
 

@@ -22,7 +22,7 @@ from dragoman.model.training.compose import Vocabulary  # noqa: E402
 from dragoman.model.training.probe import PLAIN  # noqa: E402
 from dragoman.model.training.rows import IGNORE  # noqa: E402
 
-from .spoken import WORDS, make_speech  # noqa: E402
+from .spoken import WORDS, heard, letters_near, make_speech  # noqa: E402
 
 Said = tuple[str, tuple[tuple[int, int], ...]]
 CLIP = Clip("c", "train", "en", "s", "t", "", "", 0, 16_000)
@@ -85,9 +85,7 @@ def test_rows_say_sentences_of_the_texts_and_are_heard_where_the_windows_say(tmp
     batch, again = batches[0], Batches(speech, tokenizer, options, seed=3, sentences=sentences)
     _ = again[5]
     assert torch.equal(batch.frames, again[0].frames) and torch.equal(batch.labels, again[0].labels)
-    heard = np.full((batch.ids.numel(), 2), np.nan)
-    heard[batch.feature_rows] = (batch.features.numpy() * speech.spread[1] + speech.spread[0])[:, :2]
-    checked = 0
+    moments, checked = heard(batch, speech), 0
     for b in range(6):
         asked = (batch.labels[b] != IGNORE).nonzero()[:, 0].tolist()
         ids = [int(batch.labels[b, t]) for t in asked]
@@ -98,10 +96,9 @@ def test_rows_say_sentences_of_the_texts_and_are_heard_where_the_windows_say(tmp
         assert ids[-1] == text.END and said and not rest.strip(), said
         for t, token in zip(asked[:-1], ids[:-1], strict=True):
             low, high = batch.windows[b, t].tolist()
-            clip, moment = round(heard[b * 256 + (low + high) // 2][0]), heard[b * 256 + (low + high) // 2][1]
-            words, letters = speech.labelled[clip][2], speech.letters[0][f"clip{clip}"]
+            clip, moment = round(moments[b * 256 + (low + high) // 2][0]), moments[b * 256 + (low + high) // 2][1]
             spelt = "".join(c for c in tokenizer.decode([token]).lower() if c.isalpha())
-            near = "".join(c for c, at in zip(words.replace(" ", ""), letters, strict=True) if abs(at - moment) <= 2 * len(spelt) + 2)
+            near = letters_near(speech, clip, moment, 2 * len(spelt) + 2)
             assert spelt in near, f"{spelt!r} is said in clip {clip} at frame {moment:.1f}, where {near!r} is"
             checked += bool(spelt)
     assert checked > 60

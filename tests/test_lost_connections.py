@@ -23,6 +23,7 @@ from dragoman.stream.events import Dropped, Ended, Event, Final, Translation
 from dragoman.stream.protocol import progress
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from websockets.asyncio.server import ServerConnection, serve
 
 from .fakes import ScriptedBackend, scripted_translation, speech
 from .flaky import HEARD_BY, hearing, long_talk, wire
@@ -410,15 +411,20 @@ def test_a_network_that_dies_without_a_word_is_noticed(monkeypatch: pytest.Monke
 
 
 def test_a_server_that_takes_connections_and_never_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = asyncio.Event()
+
+    async def deaf(socket: ServerConnection) -> None:
+        await socket.recv()
+        reached.set()
+        await socket.wait_closed()
+
     async def test() -> None:
-        async with serving(make_engine()) as live, wire(live.port) as line:
-            opening = asyncio.create_task(Remote(f"127.0.0.1:{line.port}").__aenter__())
-            while not live.server.server_state.connections:
-                await breath()
-            monkeypatch.setattr("dragoman.stream.native.NativeConnection._serve", lambda _: asyncio.Event().wait())
-            line.stall()
+        async with serving(make_engine()) as live, serve(deaf, "127.0.0.1", 0, ping_interval=None) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            opening = asyncio.create_task(Remote(f"127.0.0.1:{port}").__aenter__())
+            await reached.wait()
             await LoopClock(live, monkeypatch).forward(60, step_s=5, answered=False)
-            with pytest.raises(ProtocolError, match="cannot connect|does not answer"):
+            with pytest.raises(ProtocolError, match="takes connections and does not answer"):
                 await opening
 
     run_ahead(test())

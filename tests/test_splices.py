@@ -31,7 +31,7 @@ from dragoman.model.training.splices import (  # noqa: E402
 )
 from dragoman.model.training.teachers import HOP_SAMPLES  # noqa: E402
 
-from .spoken import WORDS, make_speech, spoken_letters  # noqa: E402
+from .spoken import WORDS, heard, letters_near, make_speech, spoken_letters  # noqa: E402
 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=2, max_size=8), st.data())
@@ -104,21 +104,16 @@ def test_joined_words_are_heard_where_the_windows_say(tmp_path: Path, tokenizer:
     speech = make_speech(tmp_path / "store")
     options = BatchOptions(shapes=((256, 6, 1.0),), splice=1.0, silence=0.0, mask_frames=0, augment=PLAIN)
     batch = Batches(speech, tokenizer, options, seed=3)[0]
-    heard = np.full((batch.ids.numel(), 2), np.nan)
-    heard[batch.feature_rows] = (batch.features.numpy() * speech.spread[1] + speech.spread[0])[:, :2]
-    runs = 0
+    said, runs = heard(batch, speech), 0
     for b in range(6):
         asked = (batch.labels[b] != IGNORE).nonzero()[:, 0].tolist()
         ids, places = [int(batch.labels[b, t]) for t in asked], [batch.windows[b, t].tolist() for t in asked]
         assert ids[-1] == text.END and set("".join(tokenizer.decode(ids[:-1]).lower().split())) <= set("".join(WORDS))
         clips = list[int]()
         for token, (low, high) in zip(ids[:-1], places[:-1], strict=True):
-            middle = heard[b * 256 + (low + high) // 2]
-            clip, moment = round(middle[0]), middle[1]
-            words = speech.labelled[clip][2]
-            letters = speech.letters[0][f"clip{clip}"]
+            clip, moment = round(said[b * 256 + (low + high) // 2][0]), said[b * 256 + (low + high) // 2][1]
             spelt = tokenizer.decode([token]).strip().lower()
-            near = "".join(c for c, at in zip(words.replace(" ", ""), letters, strict=True) if abs(at - moment) <= 2 * len(spelt) + 1)
+            near = letters_near(speech, clip, moment, 2 * len(spelt) + 1)
             assert spelt in near, f"{spelt!r} is said in clip {clip} at frame {moment:.1f}, where {near!r} is"
             clips.append(clip)
         runs += sum(a != b for a, b in zip(clips, clips[1:], strict=False))

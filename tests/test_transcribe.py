@@ -35,6 +35,11 @@ def transcribe(wish: Wish, options: Options = OPTIONS) -> int:
     return transcribe_files(check(wish, options), loaded(ScriptedBackend()), options)
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_each_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "a.wav", "the quick fox")
     for form, begins in (
@@ -126,22 +131,17 @@ def test_a_run_that_fails_leaves_the_text_of_an_earlier_one(tmp_path: Path) -> N
     assert [(each.name, each.read_text()) for each in tmp_path.glob("*.txt*")] == [("a.txt", "the quick fox\n")]
 
 
-@pytest.mark.parametrize(("out_is_terminal", "into_files", "bars"), [(True, False, 0), (False, False, 2), (True, True, 2)])
+@pytest.mark.parametrize(("out_is_terminal", "into_files", "draws"), [(True, False, False), (False, False, True), (True, True, True)])
 def test_no_bar_is_drawn_over_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out_is_terminal: bool, into_files: bool, bars: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out_is_terminal: bool, into_files: bool, draws: bool
 ) -> None:
     """A bar that is drawn anew wipes away what was written below it on the same terminal."""
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     err, out = Terminal(), Terminal() if out_is_terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setattr(sys, "stdout", out)
     files = (save(tmp_path / "a.wav", "the quick fox"), save(tmp_path / "b.wav", "we met"))
     assert transcribe(Wish(files, "txt", out=tmp_path / "texts" if into_files else Path("-"))) == 0
-    assert ("all 2 files" in err.getvalue()) == (bars > 0)
+    assert ("all 2 files" in err.getvalue()) == draws
 
 
 def test_captions_in_two_languages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,10 +193,6 @@ def test_wishes_that_cannot_be_fulfilled() -> None:
 
 
 def test_the_bar_is_for_people_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     for err, wanted, draws in ((Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)):
         monkeypatch.setattr(sys, "stderr", err)
         with progress_bar("folder/talk.flac", 10.0, wanted=wanted) as advance:
@@ -207,10 +203,6 @@ def test_the_bar_is_for_people_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_bar_of_all_files_goes_on_within_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.progress import Progress
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
 
     shown: list[Progress] = []
     monkeypatch.setattr(Progress, "__enter__", lambda self: shown.append(self) or self)

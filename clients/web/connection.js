@@ -75,7 +75,7 @@ export class Stream {
   /** @param {Int16Array} samples */
   send(samples) {
     if (this.finishing || this.closed) return;
-    if (this.audio.confirmed === this.audio.end) this.lastHeard_ms = performance.now();
+    if (!this.unconfirmed_s) this.lastHeard_ms = performance.now();
     this.audio.push(samples);
     this.pump();
   }

@@ -24,7 +24,7 @@ from . import augment, text
 from .augment import AugmentOptions
 from .compose import Piece, Vocabulary
 from .rows import Batch, Row, collate
-from .speech import Speaker, Speech, Spoken
+from .speech import Speaker, Speech, Spoken, drawn
 from .splices import FRAME, Run, cut_run, written_after
 from .translations import Translations
 
@@ -46,9 +46,7 @@ class BatchOptions:
     translate: float = 0.0  # share of transcribed rows whose clips all have a translation, which follows the transcript
     splice: float = 0.0  # share of rows with speech that are runs of one speaker's words, joined (splices.py): next to nothing to guess
     splice_words: tuple[int, int] = (2, 8)  # words of such a run
-    compose: float = (
-        0.0  # share of the other rows with speech that are sentences in one speaker's own words, cut out one by one (compose.py)
-    )
+    compose: float = 0.0  # share of the other rows with speech that are sentences of the texts in one speaker's own words (compose.py)
     written: float = 0.0  # share of rows without audio: sentences alone, each word asked for, so that words are learnt at little cost
     pairs: float = 0.0  # share of rows without audio: sentences and their translation, which alone is asked for
     mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
@@ -188,29 +186,28 @@ class Batches(Dataset[Batch]):
             sentence = self.sentences[int(rng.integers(len(self.sentences)))]
             runs = self._said_by(clips, self._vocabularies[speaker].pieces(sentence, rng))
             room = length - row.samples // FRAME - row.text_tokens - self._count(sentence) - 20
-            if not runs or sum(run.end - run.start for _, run in runs) * (1 + self.options.augment.speed) > room * FRAME:
+            if not runs or sum(len(wave) for *_, wave in runs) * (1 + self.options.augment.speed) > room * FRAME:
                 misses += 1
                 continue
             words, at = sentence.split(), 0
-            for (which, clip, *_), run in runs:
+            for which, clip, run, wave in runs:
                 count = len(run.words.split())
-                wave = self.speech.stores[which].samples(clip)[run.start : run.end]
                 self._append(row, which, clip, wave, " ".join(words[at : at + count]), run.letters, rng, run.start, change=change)
                 at += count
             row.silence(int(rng.integers(1_600, 12_000)))
         if not row.tokens:
             self._splice(row, length, rng)
 
-    def _said_by(self, clips: Sequence[Spoken], pieces: Sequence[Piece]) -> list[tuple[Spoken, Run]]:
-        """The runs behind pieces of a speaker's clips; none if one of them cannot be cut out."""
-        runs: list[tuple[Spoken, Run]] = []
+    def _said_by(self, clips: Sequence[Spoken], pieces: Sequence[Piece]) -> list[tuple[int, Clip, Run, NDArray[np.float32]]]:
+        """Pieces of a speaker's clips → store, clip, run and its samples; none if one of them cannot be cut out."""
+        runs: list[tuple[int, Clip, Run, NDArray[np.float32]]] = []
         for piece in pieces:
             which, clip, words, _ = clips[piece.clip]
             wave, letters = self.speech.stores[which].samples(clip), self.speech.letters[which][clip.id]
             run = cut_run(wave, words, letters, piece.first, piece.count)
             if run is None:
                 return []
-            runs.append((clips[piece.clip], run))
+            runs.append((which, clip, run, wave[run.start : run.end]))
         return runs
 
     def _draw(self, row: Row, rng: np.random.Generator) -> tuple[tuple[int, Clip, str], str]:
@@ -218,9 +215,9 @@ class Batches(Dataset[Batch]):
         if row.language is None or self.translations is None:
             return self.speech.draw(rng, row.labelled), ""
         places, chance = self._translated[row.language]
-        drawn = self.speech.labelled[places[min(int(np.searchsorted(chance, rng.random())), len(places) - 1)]]
-        known = self.translations.of(drawn[2], row.language)
-        return drawn, known[int(rng.integers(len(known)))]
+        item = self.speech.labelled[places[drawn(chance, rng)]]
+        known = self.translations.of(item[2], row.language)
+        return item, known[int(rng.integers(len(known)))]
 
     def _pairs(self, translations: Translations, row: Row, length: int, rng: np.random.Generator) -> Row:
         """Up to six sentences, then their translations. Their words are not asked for: nothing was heard that would say them."""

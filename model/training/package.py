@@ -16,6 +16,7 @@ from ..checkpoint import Model, build_model, load_model, save_checkpoint
 from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, model_config_from_mapping
 from ..errors import ConfigError
 from . import text
+from .batches import BatchOptions
 from .splices import FRAME
 
 WRITTEN_LATE_MS = 160  # a word comes so much later than it was taught to: bench/word_times.py on the first weights, docs/bench.md
@@ -25,7 +26,7 @@ WRITTEN_LATE_MS = 160  # a word comes so much later than it was taught to: bench
 class Taught:
     """What a run teaches beside its weights, and ``config.json`` has to say."""
 
-    delay_frames: int = 6  # BatchOptions.delay_frames
+    delay_frames: int = BatchOptions().delay_frames
     targets: tuple[str, ...] = ()  # languages of translations
 
     @classmethod

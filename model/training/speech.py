@@ -99,7 +99,7 @@ class Speech:
         if not places:
             why = f"no speaker of the stores is known and has {LEAST_CLIPS} transcribed clips that are aligned (words.tsv)"
             raise ConfigError(f"batches.splice joins one speaker's words, but {why}")
-        i, clip, _ = self.labelled[places[min(int(np.searchsorted(chance, rng.random())), len(places) - 1)]]
+        i, clip, _ = self.labelled[places[drawn(chance, rng)]]
         return _speaker(i, clip), self._speakers[_speaker(i, clip)]
 
     def _chances(self, places: list[int]) -> tuple[list[int], Floats]:
@@ -118,8 +118,13 @@ class Speech:
 
     def draw(self, rng: np.random.Generator, labelled: bool) -> tuple[int, Clip, str]:
         if labelled or not self.unlabelled:
-            return self.labelled[min(int(np.searchsorted(self.chance, rng.random())), len(self.labelled) - 1)]
+            return self.labelled[drawn(self.chance, rng)]
         return self.unlabelled[int(rng.integers(len(self.unlabelled)))]
+
+
+def drawn(chance: Floats, rng: np.random.Generator) -> int:
+    """A place by the cumulated chances of all places."""
+    return min(int(np.searchsorted(chance, rng.random())), len(chance) - 1)
 
 
 def _speaker(store: int, clip: Clip) -> Speaker:
