@@ -25,7 +25,7 @@ from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.heads import fit_heads  # noqa: E402
 from dragoman.model.training.optim import orthogonalise  # noqa: E402
 from dragoman.model.training.package import config_of, mix, package  # noqa: E402
-from dragoman.model.training.precision import compute_dtype  # noqa: E402
+from dragoman.model.training.precision import autocast, compute_dtype  # noqa: E402
 from dragoman.model.training.rows import IGNORE  # noqa: E402
 from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
@@ -307,7 +307,7 @@ def test_the_last_layer_is_run_only_where_words_are_asked_for(
 def test_dropout_leaves_the_hearing_and_a_finished_model_alone(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     batch, student = make_batches(tmp_path, tokenizer)[1], make_student(dropout=0.5)
     student.depths = Depths(1, 1, 2)
-    with torch.no_grad():
+    with torch.no_grad(), autocast():
         one, two = student.hidden_states(batch), student.hidden_states(batch)
         assert torch.equal(one[1], two[1]) and not torch.equal(one[2], two[2])
         student.eval()
@@ -318,9 +318,27 @@ def test_smoothing_asks_for_less_certainty(tmp_path: Path, tokenizer: tokenizers
     batch, student = make_batches(tmp_path, tokenizer)[1], make_student()
     plain, smooth = (student(batch, LossWeights(features=0.0, characters=0.0, smoothing=smoothing))[1]["words"] for smoothing in (0.0, 0.2))
     labels = batch.labels[batch.labels != IGNORE]
-    logits = student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1][batch.labels != IGNORE]))
-    spread = -logits.log_softmax(-1).mean()
+    with autocast():
+        logits = student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1][batch.labels != IGNORE]))
+    spread = -logits.float().log_softmax(-1).mean()
     assert len(labels) and smooth == pytest.approx(0.8 * plain + 0.2 * float(spread.detach()), rel=1e-3)
+
+
+def test_sampled_words_are_the_models_own_and_the_right_ones_stay_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: tokenizers.Tokenizer
+):
+    batch, student = make_batches(tmp_path, tokenizer, labelled=1.0, silence=0.0)[0], make_student()
+    assert torch.equal(student.sample(batch, 0.0).ids, batch.ids)
+    monkeypatch.setattr(torch, "multinomial", lambda chances, n: chances.argmax(-1, keepdim=True))  # pyright: ignore
+    shown = student.sample(batch, 1.0)
+    with torch.no_grad(), autocast():
+        likeliest = student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1])).argmax(-1)[:, :-1]
+    before, words = batch.ids[:, 1:], len(text.SPECIAL_TOKENS)
+    asked = (batch.labels[:, :-1] != IGNORE) & (before >= words) & (likeliest >= words)
+    assert int(asked.sum()) > 20 and torch.equal(shown.ids[:, 1:], torch.where(asked, likeliest, before))
+    assert torch.equal(shown.labels, batch.labels) and not torch.equal(shown.ids, batch.ids)
+    half = student.sample(batch, 0.5).ids[:, 1:]
+    assert 0.2 < float((half == likeliest)[asked & (likeliest != before)].float().mean()) < 0.8
 
 
 def test_text_losses_do_not_reach_the_hearing_while_they_are_learnt_apart(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
@@ -336,7 +354,7 @@ def test_text_losses_do_not_reach_the_hearing_while_they_are_learnt_apart(tmp_pa
 @pytest.mark.train
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     options = TrainOptions(
-        steps=6, warmup_steps=2, mel_steps=2, hearing_steps=3, decay_from=4, log_every=100, evaluate_every=100, threads=1
+        steps=6, warmup_steps=2, mel_steps=2, hearing_steps=3, decay_from=4, log_every=100, evaluate_every=100, threads=1, sampled=0.5
     )
     whole = Trainer(make_student(0.3), make_batches(tmp_path, tokenizer), tmp_path / "whole", options)
     for step in range(6):

@@ -7,7 +7,7 @@ two thirds of the depth, characters a little above. The text is learnt by the pl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from .teachers import WIDTH
 
 MEL_BANDS, MEL_PER_FRAME = 80, 4
 ATTENTION_BLOCKS = 4
+FIRST_WORD = len(text.SPECIAL_TOKENS)  # tokens below it are marks of the prompt
 LAYER_KINDS = {"S": "sliding_attention", "F": "full_attention"}
 
 
@@ -158,12 +159,31 @@ class Student(nn.Module):
 
     def _words_loss(self, x: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, float]:
         """Cross-entropy in nats for each token, and the share of tokens guessed right."""
-        labels = labels.flatten()
-        asked = (labels != IGNORE).nonzero()[:, 0]
-        hidden = self.backbone.norm(x.flatten(0, 1)[asked])
-        logits = self.backbone.logits(hidden).float()
-        right = (logits.argmax(-1) == labels[asked]).float().mean()
-        return F.cross_entropy(logits, labels[asked], label_smoothing=smoothing), float(right)
+        logits = self._logits(x, labels)
+        asked = labels[labels != IGNORE]
+        right = (logits.argmax(-1) == asked).float().mean()
+        return F.cross_entropy(logits, asked, label_smoothing=smoothing), float(right)
+
+    def _logits(self, x: Tensor, labels: Tensor) -> Tensor:
+        """What the output of the last layer says where something is asked for, [n, vocabulary]."""
+        return self.backbone.logits(self.backbone.norm(x[labels != IGNORE])).float()
+
+    def sample(self, batch: Batch, share: float) -> Batch:
+        """The batch with ``share`` of its words as the model itself would go on, drawn by its probabilities; what is asked for stays.
+
+        Scheduled sampling (Bengio et al., arXiv 1506.03099), in one parallel pass that is given the true words. Gradients are kept
+        on although nobody wants them: without them every layer would be compiled once more.
+        """
+        with autocast():
+            last = answering(batch.labels)
+            x = self.hidden_states(batch, last=last)[-1].detach()
+            labels = batch.labels if last is None else batch.labels.gather(1, last)
+            said = torch.multinomial(self._logits(x, labels).softmax(-1), 1)[:, 0]
+        row, at = (batch.labels[:, :-1] != IGNORE).nonzero(as_tuple=True)
+        words = (said >= FIRST_WORD) & (batch.ids[row, at + 1] >= FIRST_WORD) & (torch.rand(len(said)) < share)
+        ids = batch.ids.clone()
+        ids[row[words], at[words] + 1] = said[words]
+        return replace(batch, ids=ids)
 
     def _pointer_loss(self, states: list[Tensor], batch: Batch) -> Tensor:
         """-log of the attention that falls where the next word is heard, for the first head of each layer above the characters.

@@ -43,6 +43,8 @@ class TrainOptions:
     seed: int = 1
     threads: int = 2
     dropout: float = 0.0  # share left out of what the layers above the features add; what is left is chance of (seed, step)
+    sampled: float = 0.0  # share of batches in which some words are given as the model itself would say them (Student.sample)
+    sampled_words: float = 0.3  # share of their words
     compile: bool = True  # needs a C++ compiler; without one a step takes about 1.6 times as long
     weights: LossWeights = field(default_factory=LossWeights)
 
@@ -148,6 +150,8 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = lr * self.rate()
         torch.manual_seed(o.seed * 1_000_003 + self.step)  # a resumed run drops what it would have dropped
+        if o.sampled and weights.words and float(torch.rand(())) < o.sampled:
+            batch = self.student.sample(batch, o.sampled_words)
         loss, figures = self.student(batch, weights)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), 2.0)
