@@ -13,7 +13,7 @@ from typing import Any
 
 from ..model.backend import Backend
 from ..model.work import Job, Work, perform
-from .events import Event
+from .events import Event, Final, Partial
 from .session import Session
 
 
@@ -24,7 +24,7 @@ class Lane:
     session: Session
     job: Job[list[Event]] | None = None
     work: Work | None = None
-    events: list[Event] = field(default_factory=list[Event])  # of jobs that have ended, for the owner to take
+    events: list[Event] = field(default_factory=list[Event])  # as soon as they are made, for the owner to take
     error: Exception | None = None  # that ended the last job
 
     def give(self, job: Job[list[Event]]) -> None:
@@ -41,10 +41,12 @@ class Scheduler:
         self._backend, self._most_together, self._clock = backend, most_together, clock
 
     def turn(self, lanes: Sequence[Lane], steps: int = 1) -> None:
-        """So many steps of each lane that has a job. Raises nothing: an error ends the job it belongs to, and that job alone."""
+        """So many steps of each lane that has a job, fewer when there is text to tell: a caption must not wait for its translations.
+        Raises nothing: an error ends the job it belongs to, and that job alone."""
         for _ in range(steps):
             self._step(lanes)
-            if all(lane.job is None for lane in lanes):
+            events = [event for lane in lanes for event in lane.events]
+            if all(lane.job is None for lane in lanes) or any(isinstance(event, Partial | Final) for event in events):
                 return
 
     def _step(self, lanes: Sequence[Lane]) -> None:
@@ -103,6 +105,7 @@ class Scheduler:
         lane.work = None
         try:
             lane.work = move()
+            lane.events += lane.session.take_events()
         except StopIteration as done:
             lane.job = None
             lane.events += done.value

@@ -145,7 +145,7 @@ class Session:
             yield from self._end_segment("finish")
             self._ended, self._processed_ms, self._committed_ms = True, self._pcm.received_ms, self._pcm.received_ms
             self._events.append(Ended(self.clocks, self._pcm.received_ms, self._drafts()))
-        return self._told()
+        return self.take_events()
 
     def gap(self, samples: int) -> Job[list[Event]]:
         """The job behind ``drop``."""
@@ -156,7 +156,7 @@ class Session:
             self.stats.dropped_ms += duration_ms
             self._gap_samples += samples
         yield from self._advance()
-        return self._told()
+        return self.take_events()
 
     def committing(self) -> Job[list[Event]]:
         """The job behind ``commit``."""
@@ -169,7 +169,13 @@ class Session:
         at_ms = self._ms(self._endpointer.frame)
         self._committed_ms = max(self._committed_ms, at_ms)
         self._events.append(Committed(self.clocks, at_ms))
-        return self._told()
+        return self.take_events()
+
+    def take_events(self) -> list[Event]:
+        """The events that the job at work has made so far: a caption need not wait for its translations. What is taken here, the job
+        does not return."""
+        events, self._events = self._events, []
+        return events
 
     @property
     def clocks(self) -> Clocks:
@@ -219,9 +225,6 @@ class Session:
         self._gap_samples -= part
         self._feed(np.zeros((part, self._pcm.channels), np.float32))
 
-    def _told(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
 
     def _hear(self, frame: Floats) -> Job[None]:
         signal = self._endpointer.push(self._vad.is_speech(frame))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dragoman.model.errors import AudioFormatError, BackendError
-from dragoman.stream.events import Event
+from dragoman.stream.events import Event, Final, Partial, Translation
 from dragoman.stream.scheduler import Lane, Scheduler
 
 from .fakes import ScriptedBackend, speech
@@ -119,5 +119,21 @@ def test_several_steps_of_a_turn_are_several_turns() -> None:
         scheduler.turn(step_by_step)
     scheduler.turn(at_once, steps=5)
     assert [type(lane.work) for lane in at_once] == [type(lane.work) for lane in step_by_step]
+    while not any(isinstance(event, Partial) for lane in step_by_step for event in lane.events):
+        scheduler.turn(step_by_step)
     scheduler.turn(at_once, steps=100_000)
-    assert [finals(lane.events) for lane in at_once] == [[text] for text in TEXTS], "and it ends when the jobs have"
+    assert [lane.events for lane in at_once] == [lane.events for lane in step_by_step], "and it ends when there is text to tell"
+
+
+def test_a_caption_does_not_wait_for_its_translations() -> None:
+    backend = ScriptedBackend()
+    lane = Lane(session(backend, targets=("de", "fr")))
+    alone = session(targets=("de", "fr")).push(speech(TEXTS[0], silence_s=1.0))
+    scheduler, told, waited = Scheduler(backend), list[Event](), dict[type[Event], bool]()
+    lane.give(lane.session.work(speech(TEXTS[0], silence_s=1.0)))
+    while lane.job is not None:
+        scheduler.turn([lane], steps=100_000)
+        waited |= {type(event): lane.job is None for event in lane.events}
+        told, lane.events = told + lane.events, []
+    assert told == alone, "the same events, each as soon as it is known"
+    assert waited[Final] is False and waited[Translation] is True
