@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
-from ..stream import DeviceError, Loaded, Options, Session
+from ..stream import DeviceError, Event, Loaded, Options, Session
+from ..stream.lag import LEVELS, REFUSING, Gauge, Schedule
 from .microphone import Microphone, devices
 from .render import Form, Renderer, make_renderer
 from .transcribe import print_stats
 
 
-def listen(loaded: Loaded, options: Options, *, microphone: Microphone, form: Form, stats: bool = False) -> int:
-    """Caption until Ctrl-C, which flushes what was heard. Lost audio is told and keeps its time. Returns 0. Raises DeviceError."""
-    session = Session(loaded, options.session, sample_rate=microphone.sample_rate, channels=microphone.channels)
+def listen(
+    loaded: Loaded,
+    options: Options,
+    *,
+    microphone: Microphone,
+    form: Form,
+    stats: bool = False,
+    clock: Callable[[], float] = perf_counter,
+) -> int:
+    """Caption until Ctrl-C, which flushes what was heard. Behind schedule, work is saved before audio is lost; what is lost all the same
+    is told and keeps its time. ``clock``: seconds that only grow. Returns 0. Raises DeviceError."""
+    session = Session(loaded, options.session, sample_rate=microphone.sample_rate, channels=microphone.channels, clock=clock)
     renderer = make_renderer(form, sys.stdout, options)
     sys.stderr.write(f"listening to {microphone.device.name}; Ctrl-C ends\n")
     try:
         with _until_interrupted(microphone), microphone:
-            _caption(microphone, session, renderer)
+            _caption(microphone, session, renderer, clock)
     finally:
         try:
-            for event in session.finish():
-                renderer.show(event)
+            _show(session.finish(), microphone, renderer)
         finally:
             renderer.close()
     if session.stats.dropped_ms:
@@ -46,11 +57,27 @@ def list_devices() -> int:
     return 0
 
 
-def _caption(microphone: Microphone, session: Session, renderer: Renderer) -> None:
+def _caption(microphone: Microphone, session: Session, renderer: Renderer, clock: Callable[[], float]) -> None:
+    """Everything that is recorded, under the lag contract of a server: up to its last level but one, for there is nobody to refuse."""
+    gauge, schedule = Gauge(), Schedule()
+
+    def measure() -> None:
+        now_s = clock()
+        level = gauge.update(schedule.behind_ms(microphone.received_ms, session.clocks.received_ms, now_s), now_s)
+        session.economy = LEVELS[min(level, REFUSING - 1)]
+
     for heard in microphone.blocks():
+        measure()  # the schedule must know since when audio waits: what arrives during the work has waited for it
         events = session.drop(heard.lost_samples) if heard.lost_samples else []
-        for event in [*events, *session.push(heard.samples)]:
-            renderer.show(event)
+        _show([*events, *session.push(heard.samples)], microphone, renderer)
+        measure()
+
+
+def _show(events: Iterable[Event], microphone: Microphone, renderer: Renderer) -> None:
+    """A session knows only what was pushed; what still waits in the microphone's queue has been received too."""
+    for event in events:
+        received_ms = max(microphone.received_ms, event.clocks.received_ms)
+        renderer.show(replace(event, clocks=replace(event.clocks, received_ms=received_ms)))
 
 
 @contextmanager

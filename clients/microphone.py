@@ -57,6 +57,7 @@ class Microphone:
         self.device, self.sample_rate = found, found.sample_rate
         self.channels = min(2, found.channels) if found.is_loopback else 1  # a loopback plays no other count than its own
         self._queue: queue.Queue[Heard | None] = queue.Queue(queue_blocks)
+        self._received_samples = 0  # counted by the audio thread alone
         self._lost_samples = 0  # since the last block that found room
         self._next_s = 0.0  # when the next block begins if nothing is lost, by the stream's clock; 0: that tells no times
         self._stopped = False
@@ -80,6 +81,11 @@ class Microphone:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
         self._stream.close()
+
+    @property
+    def received_ms(self) -> int:
+        """Recorded so far, in ms of stream time: what ``blocks`` has handed over, what waits for it, and what was lost."""
+        return self._received_samples * 1000 // self.sample_rate
 
     def stop(self) -> None:
         """End ``blocks`` after what has been recorded."""
@@ -109,7 +115,10 @@ class Microphone:
             return
         at_s = times.inputBufferAdcTime if times else 0.0
         if status and status.input_overflow:  # the driver lost audio
-            self._lost_samples += self._missing(at_s) or count  # at least a block where no time tells how much
+            missing = self._missing(at_s) or count  # at least a block where no time tells how much
+            self._lost_samples += missing
+            self._received_samples += missing
+        self._received_samples += count
         self._next_s = at_s and at_s + count / self.sample_rate
         try:
             self._queue.put_nowait(Heard(samples.copy(), self._lost_samples))

@@ -4,60 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 from dragoman.clients.microphone import BLOCK_MS, Microphone, devices
 from dragoman.stream import DeviceError
 
-INPUT = {"name": "Desk microphone", "max_input_channels": 2, "default_samplerate": 48_000.0}
-OUTPUT = {"name": "Loudspeaker", "max_input_channels": 0, "default_samplerate": 44_100.0}
-SPEAKERS = {"name": "Built-in Audio", "max_input_channels": 0, "default_samplerate": 48_000.0}
-MONITOR = {"name": "Monitor of Built-in Audio", "max_input_channels": 2, "default_samplerate": 48_000.0}
-OTHER_MONITOR = {"name": "Monitor of HDMI", "max_input_channels": 2, "default_samplerate": 44_100.0}
-PULSE = {"name": "pulse", "max_input_channels": 32, "default_samplerate": 44_100.0}
-HEADSET = {"name": "Headset", "max_input_channels": 1, "default_samplerate": 16_000.0}
-
-
-class FakeStream:
-    """An InputStream whose audio the test speaks."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings, self.active, self.closed = settings, False, False
-
-    def start(self) -> None:
-        self.active = True
-
-    def close(self) -> None:
-        self.active, self.closed = False, True
-
-    def speak(self, *samples: int, at_s: float = 0.0, overflow: bool = False) -> None:
-        """``at_s``: when the first sample was taken, by a clock that some drivers have; ``overflow``: others before it were lost."""
-        block = np.array(samples, np.int16)[:, None]
-        self.settings["callback"](block, len(block), SimpleNamespace(inputBufferAdcTime=at_s), SimpleNamespace(input_overflow=overflow))
-        block[:] = -1  # PortAudio uses its buffer again
-
-
-class FakeAudio:
-    """The module sounddevice."""
-
-    class PortAudioError(Exception):
-        pass
-
-    def __init__(self, found: list[dict[str, Any]], default: int, output: int = 0) -> None:
-        self._found, self.default = found, SimpleNamespace(device=(default, output))
-        self.streams: list[FakeStream] = []
-
-    def query_devices(self) -> list[dict[str, Any]]:
-        return self._found
-
-    def InputStream(self, **settings: Any) -> FakeStream:
-        if settings["device"] == 9:
-            raise self.PortAudioError("Device unavailable")
-        self.streams.append(FakeStream(**settings))
-        return self.streams[-1]
+from .sound_card import HEADSET, INPUT, MONITOR, OTHER_MONITOR, OUTPUT, PULSE, SPEAKERS, FakeAudio
 
 
 @pytest.fixture
@@ -160,6 +112,22 @@ def test_what_the_driver_loses_is_told_when_there_is_room_again(audio: FakeAudio
         stream.speak(3, 3, at_s=1.0 + 14 / 16_000)
         microphone.stop()
         assert [block.lost_samples for block in blocks] == [12]
+
+
+def test_received_is_what_was_recorded_however_much_of_it_waits_or_was_lost(audio: FakeAudio) -> None:
+    with Microphone(1, queue_blocks=1) as microphone:  # 48 kHz
+        stream, received = audio.streams[0], [microphone.received_ms]
+        for step in (
+            lambda: stream.speak(*[1] * 4800, at_s=1.0),
+            lambda: stream.speak(*[2] * 4800, at_s=1.1),  # finds no room
+            lambda: next(microphone.blocks(wait_s=0)),
+            lambda: stream.speak(*[3] * 4800, at_s=1.7, overflow=True),  # after half a second that the driver lost
+            microphone.stop,
+            lambda: stream.speak(*[4] * 4800),
+        ):
+            step()
+            received.append(microphone.received_ms)
+    assert received == [0, 100, 200, 200, 800, 800, 800]
 
 
 def test_an_unplugged_microphone_is_an_error(audio: FakeAudio) -> None:
