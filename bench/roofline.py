@@ -120,7 +120,8 @@ def published_config() -> BackboneConfig:
 def table(config: BackboneConfig) -> str:
     """Markdown: for each device the limit of a token and of a block of 8 frames, and what to expect."""
     lines = [
-        "| device | GB/s | TFLOP/s | fits (int4, bf16) | token, limit | tokens/s, expected | block of 8 frames, limit | load, expected |",
+        "| device | GB/s | TFLOP/s | memory holds int4 (no GPU runs it yet), bf16 | int4 token, limit | tokens/s, expected"
+        " | block of 8 frames, limit | load, expected |",
         "|---|---|---|---|---|---|---|---|",
     ]
     token, block = forward(config, 1, 1), forward(config, 8, 0)

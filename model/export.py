@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -20,7 +20,7 @@ import torch
 from .checkpoint import Model, load_drafter, load_model, progress_bar, stored_dtype
 from .drafter import Drafter, check_fit
 from .errors import BackendError, ConfigError
-from .load import GRAPHS
+from .load import GRAPHS, weights_digests
 from .onnx_backend import FORMAT, NOTE, OnnxBackend
 from .onnx_graphs import Advance, array, write_backbone, write_drafter, write_head, write_projector, write_vision
 from .onnx_writer import GraphWriter, Precision
@@ -54,15 +54,24 @@ def export(folder: Path, out: Path, *, precision: Precision = "int8", assistant:
         graphs = new if inside else new / GRAPHS
         graphs.mkdir(exist_ok=True)
         with progress_bar(progress, model.config.backbone.num_layers, f"writing {precision} graphs") as advance:
-            write_graphs(graphs, model, drafter, precision, advance)
+            write_graphs(graphs, model, drafter, precision, advance, weights=weights_digests(folder))
         for name in () if inside else _COPIED:
             shutil.copyfile(folder / name, new / name)
         check(graphs, model, drafter)
     return out
 
 
-def write_graphs(graphs: Path, model: Model, drafter: Drafter | None, precision: Precision, advance: Advance = lambda: None) -> None:
-    """Every graph of a model, the table of embeddings and the note, into an existing folder. ``advance`` is called after each layer."""
+def write_graphs(
+    graphs: Path,
+    model: Model,
+    drafter: Drafter | None,
+    precision: Precision,
+    advance: Advance = lambda: None,
+    *,
+    weights: Mapping[str, str] | None = None,
+) -> None:
+    """Every graph of a model, the table of embeddings and the note, into an existing folder. ``advance`` is called after each layer.
+    ``weights``: the ``weights_digests`` of the checkpoint that the model was read from, for the note; None: it was not read from one."""
     special = model.config.special
     with GraphWriter(graphs, "projector", precision) as g:
         write_projector(g, model.projector)
@@ -79,7 +88,8 @@ def write_graphs(graphs: Path, model: Model, drafter: Drafter | None, precision:
     # The table of input embeddings is looked up, never multiplied with: it stays outside the graphs, mapped from its file.
     table = array(model.backbone.embed_tokens.weight)
     np.save(graphs / "embeddings.npy", table if precision == "fp32" else table.astype(np.float16))
-    (graphs / NOTE).write_text(json.dumps({"format": FORMAT, "precision": precision}) + "\n", encoding="utf-8")
+    note = {"format": FORMAT, "precision": precision, "weights": weights}
+    (graphs / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 
 def check(graphs: Path, model: Model, drafter: Drafter | None) -> None:

@@ -44,7 +44,7 @@ class OnnxBackend:
         max_draft: int = 4,
     ) -> None:
         self.config, self.slack_tokens = config, slack_tokens
-        self.precision = str(_read_note(graphs)["precision"])
+        self.precision, self.exported_from = _read_note(graphs)
         self._table: NDArray[Any] = _read_table(graphs / "embeddings.npy", config.backbone)
         self._scale = np.float32(config.backbone.hidden_size**0.5)
         busy = threads or _threads(graphs / "backbone.data", None)
@@ -225,20 +225,21 @@ def _threads(data: Path, asked: int | None) -> int:
     return 1 if few else asked or 0
 
 
-def _read_note(graphs: Path) -> dict[str, Any]:
+def _read_note(graphs: Path) -> tuple[str, object]:
+    """Precision, and what ``load.weights_digests`` said of the checkpoint (None: nobody wrote it down)."""
     try:
         note = json.loads((graphs / NOTE).read_text(encoding="utf-8"))
         if note["format"] != FORMAT:
             raise BackendError(f"{graphs / NOTE} has format {note['format']}, expected {FORMAT}; export the model again")
-        return note
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise BackendError(f"{graphs} is not a folder of exported graphs: {error!r}") from error
+        return str(note["precision"]), note.get("weights")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BackendError(f"{graphs} is not a folder of exported graphs: {type(error).__name__}: {error}") from error
 
 
 def _read_table(path: Path, config: BackboneConfig) -> NDArray[Any]:
     try:
         table = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise BackendError(f"{path} is not a table of embeddings: {error}") from error
     wanted = (config.vocab_size, config.hidden_size)
     if table.shape != wanted:

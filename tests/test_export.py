@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,7 +60,8 @@ def test_a_model_folder_gets_its_graphs_and_new_ones_replace_them(model: Path) -
     export(model, model, precision="int4")
     assert names(model) == sorted([*before, "onnx"])
     export(model, model, precision="fp32")
-    assert json.loads((model / "onnx" / "export.json").read_text()) == {"format": 1, "precision": "fp32"}
+    weights = {"model.safetensors": hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()}
+    assert json.loads((model / "onnx" / "export.json").read_text()) == {"format": 1, "precision": "fp32", "weights": weights}
     assert names(model) == sorted([*before, "onnx"])
 
 
@@ -79,8 +83,8 @@ def test_nothing_is_left_behind_by_graphs_that_cannot_be_loaded(
 ) -> None:
     write = exporting.write_graphs
 
-    def cut_short(graphs: Path, *args: Any) -> None:
-        write(graphs, *args)
+    def cut_short(graphs: Path, *args: Any, **rest: Any) -> None:
+        write(graphs, *args, **rest)
         (graphs / "backbone.data").write_bytes(b"")
 
     if inside:
@@ -97,8 +101,8 @@ def test_nothing_is_left_behind_by_graphs_that_cannot_be_loaded(
 def test_graphs_that_say_something_else_than_torch_are_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = exporting.write_graphs
 
-    def other_weights(graphs: Path, _: Any, *args: Any) -> None:
-        write(graphs, tiny_model(9, read_model_config(model)), *args)
+    def other_weights(graphs: Path, _: Any, *args: Any, **rest: Any) -> None:
+        write(graphs, tiny_model(9, read_model_config(model)), *args, **rest)
 
     monkeypatch.setattr(exporting, "write_graphs", other_weights)
     with pytest.raises(BackendError, match="differ from torch by"):
@@ -199,18 +203,63 @@ def test_without_being_told_graphs_are_preferred(model: Path) -> None:
         load(model, runtime="jax")
 
 
-def test_torch_takes_over_with_one_warning(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("file", "held", "says"),
+    [
+        ("head.onnx", b"not a graph", r"cannot load .*head\.onnx"),
+        ("embeddings.npy", b"", r"embeddings\.npy is not a table of embeddings"),
+        ("embeddings.npy", b"PK\x05\x06" + bytes(18), "cannot open .*onnx: AttributeError"),  # an empty zip, which numpy opens
+        ("export.json", b"\xff\x00\x01", "is not a folder of exported graphs: UnicodeDecodeError"),
+        ("export.json", b'{"format": 1}', "is not a folder of exported graphs: KeyError: 'precision'"),
+    ],
+    ids=["graph", "empty table", "zipped table", "binary note", "short note"],
+)
+def test_torch_takes_over_with_one_warning(model: Path, caplog: pytest.LogCaptureFixture, file: str, held: bytes, says: str) -> None:
     export(model, model)
-    (model / "onnx" / "head.onnx").write_bytes(b"not a graph")
+    (model / "onnx" / file).write_bytes(held)
     with caplog.at_level(logging.WARNING):
         assert isinstance(load(model).backend, TorchBackend)
     (told,) = caplog.messages
-    assert "cannot load" in told and "head.onnx" in told and told.endswith("torch takes over, which is slower")
-    with pytest.raises(BackendError, match=r"cannot load .*head.onnx"):
+    assert re.search(says, told) and told.endswith("torch takes over, which is slower")
+    with pytest.raises(BackendError, match=says):
         load(model, runtime="onnx")
     (model / "model.safetensors").unlink()
-    with pytest.raises(BackendError, match=r"head.onnx.*nor could torch take over: .* holds neither model.safetensors"):
+    with pytest.raises(BackendError, match=rf"{says}.*nor could torch take over: .* holds neither model\.safetensors"):
         load(model)
+
+
+def test_graphs_of_other_weights_are_told(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint packaged again has the same names, shapes and size; only what its tensors hold is new."""
+    export(model, model, precision="int4")
+    weights = model / "model.safetensors"
+    old, new = weights.read_bytes(), (save_tiny_model(tmp_path / "other", seed=1) / "model.safetensors").read_bytes()
+    assert len(old) == len(new) and old != new
+    with caplog.at_level(logging.WARNING):
+        load(model)
+        assert caplog.messages == []
+        weights.write_bytes(new)
+        load(model, runtime="torch")
+        assert caplog.messages == []
+        assert isinstance(load(model).backend, OnnxBackend)
+    again = f"dragoman export {model} --out {model} --precision int4"
+    assert caplog.messages == [
+        f"{model / 'onnx'} was made from other weights than lie beside it now, and it is what is heard; make it anew with: {again}"
+    ]
+    assert main(shlex.split(again)[1:]) == 0
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        load(model)
+        weights.unlink()  # graphs alone are a whole model
+        load(model)
+    assert caplog.messages == []
+
+
+def test_graphs_from_before_digests_load_silently(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    export(model, model)
+    (model / "onnx" / "export.json").write_text('{"format": 1, "precision": "int8"}\n')
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(load(model).backend, OnnxBackend)
+    assert caplog.messages == []
 
 
 def test_a_missing_onnxruntime_is_told(model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from dragoman.model import load as loading
 from dragoman.model.checkpoint import save_checkpoint, save_drafter
 from dragoman.model.decoder import hypothesis
 from dragoman.model.errors import CheckpointError, ConfigError
-from dragoman.model.load import load, model_folder
+from dragoman.model.load import load, model_folder, weights_digests
 from dragoman.model.prompt import Task
 from dragoman.model.work import run
+from dragoman.stream import FileSource, Final, Session
 
 from .fakes import SPECIALS, scripted_tokenizer
 from .test_checkpoint import text_section
@@ -98,6 +100,61 @@ def test_what_a_folder_lacks_is_named(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="needs a tokenizer.json"):
         load(folder)
+
+
+def test_the_shipped_graphs_are_of_the_shipped_weights(clips: Path) -> None:
+    """Should this fail: dragoman export model/assets/small --out model/assets/small."""
+    home, texts = model_folder("small"), list[str]()
+    of = json.loads((home / "onnx" / "export.json").read_text(encoding="utf-8"))["weights"]
+    assert of == {"model.safetensors": hashlib.sha256((home / "model.safetensors").read_bytes()).hexdigest()}
+    for runtime in ("onnx", "torch"):
+        source = FileSource(clips / "lighthouse.ogg")
+        loaded = load(home, runtime=runtime)
+        session = Session(loaded, sample_rate=source.sample_rate, channels=source.channels, encoding="float32")
+        events = [event for block in source.blocks() for event in session.push(block)] + session.finish()
+        source.close()
+        texts.append(" ".join(event.text for event in events if isinstance(event, Final)))
+    assert texts[0] == texts[1] and len(texts[0].split()) > 20
+
+
+def changed(path: Path, at: int) -> dict[str, str]:
+    """The digests of a file's folder while one byte of the file is another."""
+    held = path.read_bytes()
+    path.write_bytes(held[:at] + bytes([held[at] ^ 1]) + held[at + 1 :])
+    found = weights_digests(path.parent)
+    path.write_bytes(held)
+    return found
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_change_of_any_tensor_changes_the_digest(folder: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    """Of the projector or of one norm alone, too; of a large file only the beginning of each tensor is read."""
+    path = folder / "model.safetensors"
+    header = int.from_bytes(path.read_bytes()[:8], "little")
+    tensors = {name: each for name, each in json.loads(path.read_bytes()[8 : 8 + header]).items() if name != "__metadata__"}
+    if large:
+        monkeypatch.setattr(loading, "_WHOLE_BYTES", 0)
+    before = weights_digests(folder)
+    assert list(before) == [path.name] and len(before[path.name]) == 64
+    begins = [8 + header + each["data_offsets"][0] for each in tensors.values()]
+    found = [changed(path, begin)[path.name] for begin in begins]
+    assert len({before[path.name], *found}) == len(begins) + 1 > 20
+    widest = max(tensors.values(), key=lambda each: each["data_offsets"][1] - each["data_offsets"][0])["data_offsets"]
+    assert widest[1] - widest[0] > 8192 and (changed(path, 8 + header + widest[0] + 5000) == before) == large
+    assert weights_digests(folder) == before
+
+
+def test_shards_and_damaged_files_have_digests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_WHOLE_BYTES", 0)
+    whole = folder / "model.safetensors"
+    shards = [folder / f"model-0000{place}-of-00002.safetensors" for place in (1, 2)]
+    whole.rename(shards[0])
+    shards[1].write_bytes(b"\xff" * 1000)
+    (folder / "optimizer.safetensors").write_bytes(b"not the model's")
+    digests = weights_digests(folder)
+    assert list(digests) == [shard.name for shard in shards] and len(set(digests.values())) == 2
+    assert changed(shards[1], 500) != digests
+    assert weights_digests(folder / "nowhere") == {}
 
 
 def test_importing_the_loader_imports_nothing_heavy() -> None:

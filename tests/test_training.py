@@ -397,7 +397,14 @@ def test_weights_of_two_runs_are_mixed(tmp_path: Path, tokenizer: tokenizers.Tok
         shutil.copyfile(tmp_path / "tokenizer.json", run / "tokenizer.json")
         package(run, tmp_path / name)
         students.append(trainer.averaged)
+    graphs = [tmp_path / name / "onnx" for name in ("one", "two")]
+    for folder in graphs:
+        folder.mkdir()
+        (folder / "export.json").write_text("{}")
     mix(tmp_path / "one", tmp_path / "two", 0.25)
+    assert [folder.exists() for folder in graphs] == [False, True]  # the graphs of "one" are of weights that are gone
+    package(tmp_path / "run-two", tmp_path / "two")
+    assert not graphs[1].exists()
     mixed = load_model(tmp_path / "one").backbone.embed_tokens.weight
     one, two = (weights["backbone.embed_tokens.weight"] for weights in students)
     assert torch.allclose(mixed, 0.25 * one + 0.75 * two, atol=4e-3)  # stored as float16

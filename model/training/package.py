@@ -15,6 +15,7 @@ import torch
 from ..checkpoint import Model, build_model, load_model, save_checkpoint
 from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, model_config_from_mapping
 from ..errors import ConfigError
+from ..load import GRAPHS
 from . import text
 from .batches import BatchOptions
 from .splices import FRAME
@@ -105,7 +106,8 @@ def config_of(raw: dict[str, Any]) -> ModelConfig:
 
 
 def package(run: Path, folder: Path, *, averaged: bool = True) -> None:
-    """Write a model folder from a run's folder; the weights are stored as float16 (half the size, and the same figures)."""
+    """Write a model folder from a run's folder; the weights are stored as float16 (half the size, and the same figures). Exported graphs
+    that the folder had are removed: they are of other weights."""
     state = torch.load(run / "checkpoint.pt", weights_only=True, mmap=True)
     sizes = json.loads((run / "sizes.json").read_text())
     weights = state["averaged" if averaged else "student"]
@@ -119,7 +121,8 @@ def package(run: Path, folder: Path, *, averaged: bool = True) -> None:
 
 
 def mix(folder: Path, other: Path, share: float) -> None:
-    """Move the weights of a model folder to ``share`` of their own and 1 − share of another folder's, in float32; graphs are not remade.
+    """Move the weights of a model folder to ``share`` of their own and 1 − share of another folder's, in float32; exported
+    graphs are removed.
 
     Two runs of which one began with the other's weights lie in one valley, and a point between them hears better than either
     (Wortsman et al., arXiv 2109.01903). Raises ConfigError where the folders are not of one architecture or one tokenizer.
@@ -136,6 +139,8 @@ def mix(folder: Path, other: Path, share: float) -> None:
 
 
 def _save(folder: Path, model: Model) -> None:
+    if (folder / GRAPHS).exists():  # before the new weights are there: stopped in between, the folder is old, but of one piece
+        shutil.rmtree(folder / GRAPHS)
     weights_file = save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float16)
     weights_file.chmod(0o644)  # safetensors writes it for its owner alone
 
