@@ -19,11 +19,16 @@ from ..stream import ConfigError, Loaded, Options
 from ..stream.bench import Bench, BlockFigures, Minute, offline_errors, whole_minutes
 from ..stream.config import SessionOptions
 from ..stream.simulate import PIECE_MS
-from ..stream.talk import Clip, Talk, make_talks, read_clips
+from ..stream.talk import WANTED, Clip, Talk, make_talks, read_clips
 from .bench_tables import tables
 from .transcribe import progress_bar
 
 NEEDED = ("jiwer", "whisper_normalizer", "matplotlib", "psutil")
+NO_CLIPS = (
+    f"no CLIPS are given, and none come with the package: {WANTED}. To see it run: dragoman bench tests/clips, in a checkout of the "
+    "source. For figures that mean something: recordings of your own with what is said in them, or LibriSpeech's dev-clean (337 MB, "
+    "https://www.openslr.org/12) with each line of its .trans.txt files in a .txt of its own, as docs/bench.md shows"
+)
 METHOD = (
     f"simulated real time: pieces of {PIECE_MS} ms arrive by the clock of the audio; work on a piece begins when it has arrived and the "
     "work before is done, and takes what it took on this machine; one session at a time, nothing saved when late; warm-up not counted"
@@ -32,9 +37,9 @@ METHOD = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line asked for. ``settings``: one for each block size."""
+    """What the command line asked for. ``clips``: None, nothing was named. ``settings``: one for each block size."""
 
-    clips: Path
+    clips: Path | None
     settings: tuple[SessionOptions, ...]
     split: str | None = None
     talk_s: float = 120.0
@@ -46,6 +51,8 @@ class Plan:
 
 def check(plan: Plan, options: Options) -> list[Clip]:
     """The clips to be measured. Raises ConfigError for what could not be, before a model is loaded."""
+    if plan.clips is None:
+        raise ConfigError(NO_CLIPS)
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ConfigError(f'the bench needs more packages ({", ".join(missing)}): pip install "dragoman[bench]"')
@@ -147,7 +154,7 @@ def _settings(plan: Plan, clips: Sequence[Clip], talks: Sequence[Sequence[Clip]]
         "runtime": type(loaded.backend).__name__,
         "threads": options.model.threads,
         "dtype": options.model.dtype,
-        "clips": plan.clips.name,
+        "clips": plan.clips.name if plan.clips else None,
         "split": plan.split,
         "clip_count": len(clips),
         "talk_count": len(talks),
@@ -174,6 +181,7 @@ def block_report(block: BlockFigures) -> dict[str, Any]:
         "normalised_erasure": None if erasure.normalised is None else round(erasure.normalised, 4),
         "erased_words": erasure.erased,
         "final_words": erasure.final,
+        "drafts": [asdict(drafts) for drafts in block.drafts],
         "audio_s": round(block.audio_s, 2),
         "cpu_s_per_audio_s": round(block.cpu_s / block.audio_s, 4),
         "compute_s_per_audio_s": round(block.compute_s / block.audio_s, 4),

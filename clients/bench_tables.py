@@ -20,6 +20,11 @@ def _count(name: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda block: f"{block[name]['count']} of {block[name]['asked']}"
 
 
+def _drafts(block: Mapping[str, Any]) -> str:
+    """Tokens, for each task and source."""
+    return ", ".join(f"{d['task']} {d['source']} {d['accepted_tokens']:,}/{d['offered_tokens']:,}" for d in block["drafts"]) or "–"
+
+
 ROWS: tuple[Row, ...] = (
     ("WER, streaming", lambda block: _number(100 * block["wer"], " %", 1)),
     ("commit lag, p50 / p95", _delay("commit_lag")),
@@ -31,6 +36,7 @@ ROWS: tuple[Row, ...] = (
     ("  utterances measured", _count("final_delay")),
     ("end noticed to final, p50 / p95", _delay("final_work")),
     ("normalised erasure", lambda block: _number(block["normalised_erasure"], "", 3)),
+    ("drafts confirmed", _drafts),
     ("CPU s for an audio second", lambda block: _number(block["cpu_s_per_audio_s"], "", 3)),
     ("real-time factor (wall clock)", lambda block: _number(block["compute_s_per_audio_s"], "", 3)),
     ("most that work was behind", lambda block: _number(block["most_behind_ms"], " ms")),
@@ -46,7 +52,7 @@ def tables(report: Mapping[str, Any], out: TextIO) -> None:
     console = Console(file=out, width=None if out.isatty() else 120, highlight=False)
     settings, machine, blocks = report["settings"], report["machine"], report["blocks"]
     table = Table()
-    table.add_column("block")
+    table.add_column("block", no_wrap=True)
     for block in blocks:
         table.add_column(f"{block['block_ms']} ms", justify="right")
     offline = _number(100 * report["offline"]["wer"], " %", 1)

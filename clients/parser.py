@@ -138,7 +138,8 @@ def _bench_parser(commands: Any) -> None:
     bench = commands.add_parser(
         "bench", help="measure words, delays and cost on this machine", description="Clips with transcripts → figures; see docs/bench.md."
     )
-    bench.add_argument("clips", type=Path, metavar="CLIPS", help="a folder of sound files with a .txt beside each, or a store")
+    given = "a folder of sound files with a .txt beside each, or a store; without it you are told where to get one"
+    bench.add_argument("clips", nargs="?", type=Path, metavar="CLIPS", help=given)
     bench.add_argument("--split", metavar="NAME", help="of a store: which clips, e.g. dev-clean")
     bench.add_argument("--blocks", default="320,640,960", metavar="N,N", help="block sizes in ms (default: %(default)s)")
     bench.add_argument("--talk-seconds", type=float, default=120.0, metavar="S", help="clips are joined up to so long (default: 120)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from ..model.offline import transcribe_job
 from ..model.scoring import WordErrors, word_errors
 from ..model.work import run
 from .config import SessionOptions
-from .events import Final
+from .events import Drafts, Ended, Final
 from .measures import Delays, Erasure, commit_lags, delays, erasure, final_delays, final_works, first_partials
 from .session import Session
 from .simulate import PIECE_MS, Turn, in_pieces, simulate
@@ -41,6 +42,7 @@ class BlockFigures:
     final_delay: Delays
     final_work: Delays  # from when a segment's end was there to be noticed
     erasure: Erasure
+    drafts: tuple[Drafts, ...]  # those that there were, of each task and source
     audio_s: float
     compute_s: float
     cpu_s: float
@@ -68,6 +70,7 @@ class Tally:
         self._aware_ms, self._unaware_ms = list[float](), list[float]()
         self._first_ms, self._final_ms, self._work_ms = list[float](), list[float](), list[float]()
         self._words = self._utterances = self._erased = self._final_words = 0
+        self._offered, self._accepted = Counter[tuple[str, str]](), Counter[tuple[str, str]]()  # tokens of drafts, by task and source
         self._aligned = True
         self._references, self._texts = list[str](), list[str]()
         self._audio_s = self._compute_s = self._cpu_s = self._behind_ms = self._peak_mb = 0.0
@@ -83,6 +86,9 @@ class Tally:
         self._work_ms += final_works(turns)
         self._utterances += len(talk.utterances)
         self._erased, self._final_words = self._erased + erased.erased, self._final_words + erased.final
+        for drafts in (drafts for turn in turns for event in turn.events if isinstance(event, Ended) for drafts in event.drafts):
+            self._offered[drafts.task, drafts.source] += drafts.offered_tokens
+            self._accepted[drafts.task, drafts.source] += drafts.accepted_tokens
         self._references.append(talk.text)
         self._texts.append(" ".join(event.text.strip() for turn in turns for event in turn.events if isinstance(event, Final)))
         self._audio_s += talk.duration_s
@@ -102,6 +108,7 @@ class Tally:
             delays(self._final_ms, self._utterances),
             delays(self._work_ms, len(self._work_ms)),
             Erasure(self._erased, self._final_words),
+            tuple(Drafts(*place, offered, self._accepted[place]) for place, offered in self._offered.items()),
             self._audio_s,
             self._compute_s,
             self._cpu_s,

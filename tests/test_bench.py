@@ -6,22 +6,25 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dragoman.clients.bench import NEEDED, Plan, measure, write
+from dragoman.clients.bench import NEEDED, Plan, block_report, measure, write
 from dragoman.clients.bench_plot import draw
 from dragoman.clients.bench_tables import ROWS
 from dragoman.clients.cli import main
 from dragoman.clients.parser import make_parser
 from dragoman.model.backend import Floats
-from dragoman.stream.bench import Bench, BlockFigures, offline_errors, whole_minutes
+from dragoman.stream.bench import Bench, BlockFigures, Tally, offline_errors, whole_minutes
 from dragoman.stream.config import Options, SessionOptions
+from dragoman.stream.events import Clocks, Drafts, Ended
 from dragoman.stream.measures import Delays
 from dragoman.stream.session import Session
-from dragoman.stream.talk import Clip, Talk, Utterance
+from dragoman.stream.simulate import Turn
+from dragoman.stream.talk import Clip, Talk, Utterance, read_clips
 
 from .fakes import ScriptedBackend, speech
 from .listeners import LoudnessVad, loaded, silence
@@ -78,7 +81,8 @@ def test_exact_figures_of_known_commits() -> None:
     """Speech is from 1000 to 2600 ms, a segment opens at 760 ms, so blocks end at 1400, 2040 and 2680 ms; the endpoint is at 3200 ms.
 
     At 1400 "the" is shown; at 2040 it is committed, and "quick" and a wrong third word are shown; at 2680 "quick" is committed and the
-    wrong word taken back; the rest is committed with the Final.
+    wrong word taken back; the rest is committed with the Final. A word is a token, and what is shown and not committed is the next draft:
+    1, 2 and 2, of which the wrong word alone is not said again.
     """
     found = measured(bench(), talk(SAID))
     lags = [2040 - 1400, 2680 - 1800, 3200 - 2200, 3200 - 2600]
@@ -88,6 +92,7 @@ def test_exact_figures_of_known_commits() -> None:
     assert found.final_delay == Delays(1, 1, 600.0, 600.0)
     assert found.final_work == Delays(1, 1, 0.0, 0.0)
     assert (found.erasure.erased, found.erasure.final) == (1, 4)
+    assert found.drafts == (Drafts("transcript", "hypothesis", 5, 4),)
     assert found.errors.rate == 0.0 and found.errors.words == 4
     assert (found.audio_s, found.compute_s, found.cpu_s, found.behind_ms, found.peak_memory_mb) == (3.6, 0.0, 0.0, 0.0, 50.0)
     assert found.texts == ("the quick brown fox",)
@@ -122,6 +127,17 @@ def test_figures_are_summed_over_talks() -> None:
     assert found.texts == ("the quick brown fox brown fox", "over a lazy")
     assert (found.commit_lag.count, found.commit_lag.asked) == (8, 9)  # the word heard wrong has no place in the reference
     assert (found.first_partial.count, found.final_delay.count, found.first_partial.asked) == (3, 3, 3)
+
+
+def test_drafts_are_summed_over_talks_for_each_task_and_source() -> None:
+    tally, said = Tally(640), talk(SAID)
+    both = (Drafts("transcript", "hypothesis", 40, 31), Drafts("transcript", "mtp", 1200, 600))
+    for drafts in (both, (), (Drafts("transcript", "mtp", 300, 9), Drafts("translation", "hypothesis", 7, 0))):
+        tally.add([Turn((Ended(Clocks(0, 0, 0), 0, drafts),), 0.0, 0.0, 0.0, 0.0)], said, 0.0)
+    found = tally.figures()
+    assert found.drafts == (both[0], Drafts("transcript", "mtp", 1500, 609), Drafts("translation", "hypothesis", 7, 0))
+    shown = dict(ROWS)["drafts confirmed"](block_report(found))
+    assert shown == "transcript hypothesis 31/40, transcript mtp 609/1,500, translation hypothesis 0/7"
 
 
 def test_every_block_size_hears_every_talk() -> None:
@@ -181,7 +197,7 @@ def test_the_command_writes_table_json_and_picture(tiny: str, clips: Path, tmp_p
     words = sum(len((clips / name).read_text(encoding="utf-8").split()) for name in ("market.txt", "talk.txt"))
     for block in report["blocks"]:
         assert block["words"] == report["offline"]["words"] == words
-        assert block["final_delay"]["count"] == 2 and 300 < block["final_delay"]["p50_ms"] < 5000
+        assert block["final_delay"]["count"] == 2 and block["final_delay"]["p50_ms"] > 300  # how much more is the machine's business
         assert block["cpu_s_per_audio_s"] > 0 and block["peak_memory_mb"] > 20
         assert "own word times" in block["word_ends_from"]
     assert report["long"] is None and str(tmp_path) not in json.dumps(report)
@@ -201,6 +217,9 @@ def test_a_report_with_a_long_stream(tmp_path: Path) -> None:
     text = (tmp_path / "bench.txt").read_text(encoding="utf-8")
     assert "one stream, block 640 ms; the last minute over the second: CPU 1.00, memory 1.00" in text
     assert "ends of words from reference alignment" in text
+    (drafts,) = report["blocks"][0]["drafts"]
+    assert (drafts["task"], drafts["source"]) == ("transcript", "hypothesis") and 0 < drafts["accepted_tokens"] < drafts["offered_tokens"]
+    assert f"transcript hypothesis {drafts['accepted_tokens']}/{drafts['offered_tokens']}" in text
     assert json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["blocks"] == report["blocks"]
 
 
@@ -228,7 +247,8 @@ def test_what_could_not_be_measured_is_shown_as_such(tmp_path: Path) -> None:
     deaf = Bench(loaded(backend), open_session=lambda options: Session(loaded(backend), options, vad=LoudnessVad()), memory_mb=lambda: 1.0)
     report = measure(Plan(tmp_path, (BLOCK,)), [SAID], deaf, loaded(backend), Options())
     (block,) = report["blocks"]
-    assert (block["wer"], block["deletions"], block["normalised_erasure"]) == (1.0, 4, None)
+    assert (block["wer"], block["deletions"], block["normalised_erasure"], block["drafts"]) == (1.0, 4, None, [])
+    assert dict(ROWS)["drafts confirmed"](block) == "–"
     assert block["commit_lag"] == {"count": 0, "asked": 0, "p50_ms": None, "p95_ms": None}
     assert (block["first_partial"]["count"], block["final_delay"]["count"]) == (0, 1)
     write(report, tmp_path)
@@ -239,6 +259,7 @@ def test_what_could_not_be_measured_is_shown_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        ([], "no CLIPS are given, and none come with the package: CLIPS is a folder of sound files with the words of each in a .txt"),
         (["nowhere"], "nowhere: does not exist; CLIPS is a folder of sound files"),
         (["{clips}", "--blocks", "320,x"], "--blocks is '320,x', expected different numbers of ms"),
         (["{clips}", "--blocks", "320,320"], "--blocks is '320,320', expected different"),
@@ -259,10 +280,14 @@ def test_errors_are_one_line_and_exit_code_1(arguments: list[str], says: str, cl
     assert says in err and err.startswith("dragoman: ") and err.count("\n") == 1
 
 
-def test_clips_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["bench"])
-    assert ended.value.code == 2 and "CLIPS" in capsys.readouterr().err
+def test_where_to_get_clips_is_told_before_anything_else_is_asked_for(
+    clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dragoman.clients.bench.NEEDED", ("no_such_package",))
+    assert main(["bench"]) == 1
+    err = capsys.readouterr().err
+    assert "dragoman bench tests/clips, in a checkout" in err and "LibriSpeech's dev-clean (337 MB, https://www.openslr.org/12)" in err
+    assert len(read_clips(clips)) == 3, "what the message promises of this folder"
 
 
 def test_another_language_is_refused(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,3 +315,18 @@ def test_every_figure_of_the_table_is_defined() -> None:
 def test_commands_of_the_page_are_understood(line: str) -> None:
     arguments = shlex.split(line, comments=True)[1:]
     assert make_parser().parse_args(arguments).command == arguments[0]
+
+
+def test_the_page_makes_clips_of_a_corpus_that_has_one_transcript_for_a_chapter(clips: Path, tmp_path: Path) -> None:
+    said = {"84-121123-0000": "GO DO YOU HEAR", "84-121123-0001": "BUT IN LESS THAN FIVE MINUTES", "174-50561-0000": "FORGOTTEN TOO"}
+    for name, text in said.items():
+        reader, chapter, _ = name.split("-")
+        folder = tmp_path / "LibriSpeech" / "dev-clean" / reader / chapter
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clips / "market.flac", folder / f"{name}.flac")
+        with (folder / f"{reader}-{chapter}.trans.txt").open("a", encoding="utf-8") as words:
+            words.write(f"{name} {text}\n")
+    (line,) = re.findall(r"^awk .*$", DOCS, re.MULTILINE)
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True, timeout=60)
+    found = read_clips(tmp_path / "LibriSpeech" / "dev-clean")
+    assert {Path(each.name).stem: each.text for each in found} == said

@@ -143,6 +143,26 @@ def test_three_hours_are_as_light_as_the_first_minutes() -> None:
     assert max(memory[10:]) - memory[10] < 4_000_000
 
 
+@pytest.mark.soak
+def test_two_hundred_segments_of_the_shipped_graphs_are_as_light_as_the_first_twenty(clips: Path) -> None:
+    """Real hypotheses in real caches, a new one for each segment. Forwards are counted, not timed: what one of them costs is bounded by
+    the length of its cache, which memory would show. The caches of three segments that were never let go would be more than is allowed."""
+    said = np.concatenate(list(FileSource(clips / "market.flac").blocks()))[:, 0]  # mono, 16 kHz
+    piece = np.concatenate([said, silence(6.0)])[: 6 * 16_000]  # whole frames, so that every minute is cut alike
+    stream = Session(load("small", runtime="onnx", threads=1), encoding="float32", clock=lambda: 0.0)  # drafts cost the same each time
+    memory, forwards, segments = list[int](), list[int](), list[int]()
+    for _ in range(20):
+        before = stream.stats.forwards
+        events = [event for _ in range(10) for event in stream.push(piece)]
+        segments.append(len(finals(events)))
+        forwards.append(stream.stats.forwards - before)
+        give_back_free_memory()
+        memory.append(resident_bytes())
+    print(f"\n{segments} segments, {forwards} forwards, {[round((each - memory[2]) / 1e6, 2) for each in memory]} MB")
+    assert sum(segments) >= 200 and set(segments) == {segments[0]} and set(forwards[2:]) == {forwards[2]}
+    assert max(memory[2:]) - memory[2] < 4_000_000
+
+
 def test_cost_and_memory_stay_flat() -> None:
     """Nine issues of peers: delay or memory that grows with the stream. Here: the last part is no dearer than the second."""
     stream, part = session(BACKEND), np.concatenate([speech(" ".join(WORDS[:6]), silence_s=1.0)] * 4)
