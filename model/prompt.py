@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .config import ModelConfig
@@ -64,6 +65,13 @@ _STYLE = "Write the transcription again in this style: {style}. Keep its languag
 PLAIN = "plain"  # the style that only sets casing, punctuation, numbers and paragraphs right
 
 
+def language_code(given: str) -> str:
+    """A language as clients write it → its ISO 639-1 code: "en-US" and "EN_us" → "en", for there is one model for all who speak it.
+    What is no language of ``LANGUAGES`` stays as it is, so that whoever refuses it can say what was given."""
+    code = re.split("[-_]", given.lower(), maxsplit=1)[0]
+    return code if code in LANGUAGES else given
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
     """How a term is translated."""
@@ -75,11 +83,12 @@ class Term:
     @classmethod
     def read(cls, text: str) -> Term:
         """ "de:keeper=Wärter" → Term. Raises ValueError."""
-        target, colon, rest = text.partition(":")
+        given, colon, rest = text.partition(":")
+        target = language_code(given.strip())
         source, equals, translation = (part.strip() for part in rest.partition("="))
-        if not (colon and equals and source and translation and target.strip() in LANGUAGES):
+        if not (colon and equals and source and translation and target in LANGUAGES):
             raise ValueError(f"{text!r} is no term, expected LANGUAGE:TERM=TRANSLATION as in de:keeper=Wärter")
-        return cls(target.strip(), source, translation)
+        return cls(target, source, translation)
 
 
 @dataclass(frozen=True, slots=True)

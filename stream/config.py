@@ -6,18 +6,19 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from ..model.errors import ConfigError
-from ..model.prompt import Term
+from ..model.prompt import Term, language_code
 from .endpoint import EndpointFrames
 
 KEY_FORM = r"[A-Za-z0-9._~+-]{16,200}"  # of an API key: what may stand in every header that carries one
 _SECRET = ("server.keys",)  # options whose values no error shows
+Language = Annotated[str, AfterValidator(language_code)]  # wherever one comes in: regions and capitals change nothing
 
 
 class _Section(BaseModel):
@@ -96,8 +97,8 @@ class GuardOptions(_Section):
 class SessionOptions(_Section):
     """What one session does."""
 
-    language: str = Field(default="en", description="spoken, ISO 639-1")
-    targets: tuple[str, ...] = Field(default=(), description="translations wanted, ISO 639-1")
+    language: Language = Field(default="en", description="spoken, ISO 639-1")
+    targets: tuple[Language, ...] = Field(default=(), description="translations wanted, ISO 639-1")
     glossary: tuple[str, ...] = Field(default=(), description="names and terms that may be spoken, as they should be written")
     terms: tuple[str, ...] = Field(default=(), description="how terms are translated, as de:keeper=Wärter (models with instructions only)")
     style: str | None = Field(

@@ -96,7 +96,7 @@ def read_query(pairs: Iterable[tuple[str, str]], options: SessionOptions) -> Lis
     endpointing = one.get("endpointing", "true").lower()
     asked: dict[str, Any] = {"targets": ()}  # the protocol has no place for a translation
     if "language" in one:
-        asked["language"] = one["language"].split("-")[0].lower()  # en-US: there is one model for all who speak it
+        asked["language"] = one["language"]
     terms = [*values.get("keyterm", ()), *(re.sub(r":-?[\d.]+$", "", word) for word in values.get("keywords", ()))]
     if terms:
         asked["glossary"] = tuple(terms)

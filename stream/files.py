@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,7 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..model.backend import Floats
 from ..model.errors import AudioFormatError
-from ..model.prompt import Task
+from ..model.prompt import Task, language_code
 from .access import Visitor
 from .captions import CueTimes, cut_cues, spread, srt, vtt
 from .config import SessionOptions
@@ -36,6 +37,12 @@ Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
 FORMS: tuple[Form, ...] = ("json", "text", "srt", "vtt", "verbose_json")
 _BLOCK_MS = 1000
 _SLOWEST_BYTES_S = 4_000  # of an upload, on average
+# Clients and proxies give up on a connection on which nothing comes: nginx after 60 s. White space before JSON and comments between
+# events are for them; readers of either skip it.
+_SILENT_S = 30.0  # until an answer in JSON begins with white space: from then on its status is 200, whatever comes
+_BEAT_S = 15.0  # between two signs of life
+_WHITE_SPACE, _COMMENT = "\n", ": still at work\n\n"
+_BEGUN_EARLY: tuple[Form, ...] = ("json", "verbose_json")  # whose readers skip white space: in captions and plain text it would stay
 # OpenAI's type of a segment has these too. The detector has found speech, decoding is greedy, and our tokens mean nothing to others.
 _NOT_MEASURED: dict[str, Any] = {"no_speech_prob": 0.0, "temperature": 0.0, "seek": 0, "tokens": []}
 _STATUS = {"idle": 408, "bad_audio": 400, "bad_message": 400, "bad_task": 400, "too_large": 413, "overloaded": 503, "draining": 503}
@@ -106,15 +113,24 @@ async def _serve(request: Request, engine: Engine, *, translate: bool) -> Respon
     except BaseException:
         folder.cleanup()
         raise
-    job = _Job(engine, stream, source, folder)
+    return await _respond(request, _Job(engine, stream, source, folder), wish)
+
+
+async def _respond(request: Request, job: _Job, wish: Wish) -> Response:
+    """What the form asked for, whole if it comes soon. The job is closed by the end, by its response or without one."""
     if wish.live:
-        return _LiveResponse(job)
-    try:
-        finals = await job.whole(request)
-    finally:
-        await job.close()
-    duration_s = stream.inbox.received_ms / 1000
-    return answer(wish.form, finals, language=wish.options.language, duration_s=duration_s, words=wish.words, target=wish.target)
+        return _JobResponse(job, _beating(job.sent_events(), _COMMENT), "text/event-stream")
+
+    def told(finals: list[Final]) -> Response:
+        return answer(wish.form, finals, language=wish.options.language, duration_s=job.heard_s, words=wish.words, target=wish.target)
+
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(job.close)
+        finals = await job.whole(request, _SILENT_S if wish.form in _BEGUN_EARLY else None)
+        if finals is not None:
+            return told(finals)
+        closing.pop_all()  # the response closes it
+    return _JobResponse(job, _beating(job.late(told), _WHITE_SPACE), "application/json")
 
 
 def read_form(form: FormData, options: SessionOptions, *, translate: bool = False) -> Wish:
@@ -130,11 +146,11 @@ def read_form(form: FormData, options: SessionOptions, *, translate: bool = Fals
         raise WireError("bad_message", f"stream is true and response_format {wanted!r}, expected json or text")
     if live and translate:
         raise WireError("bad_message", "stream is true; a translation comes whole (the socket /v1/stream translates live)")
-    target = str(form.get("to_language") or "en") if translate else None
+    target = language_code(str(form.get("to_language") or "en")) if translate else None
     languages = [str(language) for language in form.getlist("languages[]")]
     if len(languages) > 1:
         raise WireError("bad_message", f"languages are {', '.join(languages)[:60]}, expected one: a session hears one language")
-    language = str(form.get("language") or "".join(languages) or options.language)
+    language = language_code(str(form.get("language") or "".join(languages) or options.language))
     glossary = tuple(str(word)[:200] for word in form.getlist("keywords[]")) or options.glossary
     changes = {"language": language, "glossary": glossary, "targets": () if target is None else (target,)}
     options = options.model_copy(update=changes)
@@ -200,20 +216,39 @@ class _Job:
         stream.attach(self)
         self._cut_off: WireError | None = None  # the server closed the stream before all of the file was in it
         self._feeder = asyncio.create_task(self._feed())
+        self._work: asyncio.Task[list[Final]] | None = None
 
-    async def whole(self, request: Request) -> list[Final]:
-        """All segments. Raises ClientDisconnect when the client leaves: its file then costs nothing more."""
-        work = asyncio.create_task(self._finals())
+    @property
+    def heard_s(self) -> float:
+        """Of the file, taken in so far."""
+        return self._stream.inbox.received_ms / 1000
+
+    async def whole(self, request: Request, within_s: float | None) -> list[Final] | None:
+        """All segments; None when they take longer, and then ``late`` has them. Raises ClientDisconnect when the client leaves: its file
+        then costs nothing more."""
+        work = self._work = asyncio.create_task(self._finals())
         gone = asyncio.create_task(_disconnected(request))
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientDisconnect
-            return work.result()
+            done, _ = await asyncio.wait((work, gone), timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+        if work in done:
+            return work.result()
+        if gone in done:
+            raise ClientDisconnect
+        return None
+
+    async def late(self, told: Callable[[list[Final]], Response]) -> AsyncIterator[str]:
+        """White space at once, at last the answer's body: ``told`` makes it of the segments that ``whole`` did not wait for. An error has
+        the body that it would have had earlier; its status is lost."""
+        assert self._work is not None, "whole has begun the work"
+        yield _WHITE_SPACE
+        try:
+            response = told(await self._work)
+        except Exception as error:
+            response = error_response(error)
+        yield bytes(response.body).decode()
 
     async def sent_events(self) -> AsyncIterator[str]:
         """Server-sent events: transcript.text.delta as text is committed, at last transcript.text.done."""
@@ -234,8 +269,10 @@ class _Job:
 
     async def close(self) -> None:
         """Whatever happened: the stream's place is free again, the file is gone."""
-        self._feeder.cancel()
-        await asyncio.gather(self._feeder, return_exceptions=True)
+        tasks: list[asyncio.Task[Any]] = [task for task in (self._feeder, self._work) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._engine.discard(self._stream)
         self._source.close()
         await asyncio.to_thread(self._folder.cleanup)
@@ -264,11 +301,12 @@ class _Job:
         try:
             while (block := await _next(blocks)) is not None:
                 if self._stream.closed:
-                    heard_s = self._stream.inbox.received_ms / 1000
-                    self._cut_off = WireError("draining", f"the server is stopping, {heard_s:.0f} s into the file; send it again later")
+                    self._cut_off = WireError(
+                        "draining", f"the server is stopping, {self.heard_s:.0f} s into the file; send it again later"
+                    )
                     raise self._cut_off
                 await self._stream.push(np.ascontiguousarray(block, dtype="<f4").tobytes())
-                _check_length(self._stream.inbox.received_ms / 1000, self._engine.options.server.session_s)
+                _check_length(self.heard_s, self._engine.options.server.session_s)
             self._stream.finish()
         except AudioFormatError as error:  # the file is broken in the middle
             self._stream.fail(_told(error, self._source.name))
@@ -286,11 +324,27 @@ async def _next(blocks: Iterator[Floats]) -> Floats | None:
         raise
 
 
-class _LiveResponse(StreamingResponse):
-    """Server-sent events that clean up even when the client never read one."""
+async def _beating(pieces: AsyncIterator[str], beat: str) -> AsyncIterator[str]:
+    """The pieces, and ``beat`` whenever none has come for a while."""
+    while True:
+        coming = asyncio.ensure_future(anext(pieces, None))
+        try:
+            while not (await asyncio.wait((coming,), timeout=_BEAT_S))[0]:
+                yield beat
+        finally:
+            coming.cancel()
+        piece = coming.result()
+        if piece is None:
+            return
+        yield piece
 
-    def __init__(self, job: _Job) -> None:
-        super().__init__(job.sent_events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+class _JobResponse(StreamingResponse):
+    """A body that comes bit by bit, and cleans up even when the client never read any of it."""
+
+    def __init__(self, job: _Job, body: AsyncIterator[str], media_type: str) -> None:
+        # nginx would otherwise keep small pieces to itself until they are a large one.
+        super().__init__(body, media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self._job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from . import g711
-from .config import SessionOptions
+from .config import Language, SessionOptions
 from .pcm import HIGHEST_RATE, LOWEST_RATE
 from .protocol import WireError
 
@@ -61,7 +61,7 @@ class AudioFormat(Section):
 class Transcription(Section):
     """What is written down."""
 
-    language: str | None = None
+    language: Language | None = None
     keywords: tuple[Annotated[str, Field(max_length=200)], ...] | None = Field(default=None, max_length=200)
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
     model: Any = _ignored()

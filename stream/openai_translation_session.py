@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, TypeAdapter
 
-from .config import SessionOptions
+from .config import Language, SessionOptions
 from .openai_session import AudioEvent, AudioFormat, ClientEvent, Section, Transcription, asked_of, checked, one_language
 
 NEVER_S = 4_102_444_800  # 2100-01-01, for ``expires_at`` where there is no time limit: clients require a number
@@ -23,7 +23,7 @@ class _Input(Section):
 
 
 class _Output(Section):
-    language: str | None = None  # None: nothing can be translated yet
+    language: Language | None = None  # None: nothing can be translated yet
 
 
 class _Audio(Section):

@@ -16,11 +16,15 @@ import numpy as np
 import pytest
 import soundfile
 from dragoman.model.backend import Floats
+from dragoman.stream.config import SessionOptions
 from dragoman.stream.engine import Engine
+from dragoman.stream.files import read_form
 from dragoman.stream.source import ArraySource
+from starlette.datastructures import FormData, UploadFile
 
 from .fakes import ScriptedBackend, speech
 from .live import Clock, Live, breath, make_engine, run, serving
+from .patience import LoopClock, run_ahead
 
 TEXT = "the quick brown fox jumps over a lazy dog."
 EDGE = "----------an-edge"
@@ -157,12 +161,44 @@ def test_a_failing_model_is_a_server_error() -> None:
     assert status == 500 and json.loads(text)["error"]["type"] == "server_error"
 
 
-async def leave(live: Live, data: bytes, *, after_bytes: int, first: Callable[[], bool] = lambda: True) -> None:
-    """Post, read so much of the answer, wait for what must come ``first``, and be gone."""
+class Hold:
+    """A server's model hears nothing of its files until ``release``, or until the server closes them."""
+
+    def __init__(self, live: Live) -> None:
+        self._engine, self._over = live.engine, False
+        opened = live.engine.open
+
+        async def held(*args: Any, **kwargs: Any) -> Any:
+            stream = await opened(*args, **kwargs)
+            prepare = stream.prepare
+            stream.prepare = lambda: (self._over or stream.closed) and prepare()
+            return stream
+
+        live.engine.open = held  # type: ignore[method-assign]
+
+    async def began(self) -> None:
+        """Until a file is at work."""
+        while not (self._engine.active and self._engine.active[0].inbox.received_ms):
+            await breath()
+
+    def release(self) -> None:
+        self._over = True
+        for stream in self._engine.active:
+            stream.tell()
+
+
+async def send(live: Live, data: bytes, version: str = "1.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Post. ``version`` 1.0: the answer comes as it is, not in chunks."""
     reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
-    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\nContent-Length: {len(data)}\r\n"
+    head = f"POST /v1/audio/transcriptions HTTP/{version}\r\nHost: 127.0.0.1:{live.port}\r\nContent-Length: {len(data)}\r\n"
     writer.write((head + f"Content-Type: multipart/form-data; boundary={EDGE}\r\n\r\n").encode() + data)
     await writer.drain()
+    return reader, writer
+
+
+async def leave(live: Live, data: bytes, *, after_bytes: int, first: Callable[[], bool] = lambda: True) -> None:
+    """Post, read so much of the answer, wait for what must come ``first``, and be gone."""
+    reader, writer = await send(live, data)
     while not live.engine.streams or not first():
         await breath()
     if after_bytes:
@@ -175,14 +211,7 @@ async def leave(live: Live, data: bytes, *, after_bytes: int, first: Callable[[]
 def test_a_client_that_leaves_costs_nothing_more() -> None:
     async def test() -> None:
         async with serving(make_engine()) as live:
-            opened = live.engine.open
-
-            async def stuck(*args: Any, **kwargs: Any) -> Any:
-                stream = await opened(*args, **kwargs)
-                stream.prepare = lambda: False  # type: ignore[method-assign]
-                return stream
-
-            live.engine.open = stuck  # type: ignore[method-assign]
+            Hold(live)
             await leave(live, body(audio()), after_bytes=0)
 
     run(test())
@@ -239,15 +268,7 @@ def test_a_file_that_outlasts_the_draining_is_no_shorter_file(live: str) -> None
 
     async def test() -> tuple[int, str, dict[str, str]]:
         async with serving(make_engine(clock=clock, drain_s=30, queue_ms=1000)) as server:
-            opened = server.engine.open
-
-            async def slow(*args: Any, **kwargs: Any) -> Any:
-                stream = await opened(*args, **kwargs)
-                prepare = stream.prepare
-                stream.prepare = lambda: stream.closed and prepare()  # nothing is heard until the server closes it
-                return stream
-
-            server.engine.open = slow  # type: ignore[method-assign]
+            Hold(server)
             asking = asyncio.create_task(asyncio.to_thread(post, server, body(audio(text=" ".join([TEXT] * 3)), stream=live)))
             while not (server.engine.streams and server.engine.active[0].inbox.full):
                 await breath()
@@ -280,3 +301,104 @@ def test_an_upload_takes_a_place_while_it_comes_in() -> None:
             return [refused[0], int(answer.split()[1]), later[0]], len(live.engine._opening)  # pyright: ignore[reportPrivateUsage]
 
     assert run(test()) == ([503, 200, 200], 0)
+
+
+# A long file
+
+
+@pytest.mark.parametrize(
+    ("fields", "sign", "signs"),
+    [
+        ({}, "\n", 3),
+        ({"response_format": "verbose_json"}, "\n", 3),
+        ({"stream": "true"}, ": still at work\n\n", 4),
+        ({"response_format": "text"}, "", 0),
+    ],
+)
+def test_something_comes_while_a_long_file_is_heard(fields: dict[str, str], sign: str, signs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For 70 s nothing is heard: white space from 30 s on, comments from 15 s on, every 15 s. Plain text begins with the text."""
+
+    async def test() -> tuple[str, str]:
+        async with serving(make_engine()) as live:
+            hold, clock = Hold(live), LoopClock(live, monkeypatch)
+            reader, writer = await send(live, body(audio(), **fields), "1.0")
+            await hold.began()
+            head = await reader.readuntil(b"\r\n\r\n") if "stream" in fields else b""
+            await clock.forward(70, step_s=1, answered=False)
+            hold.release()
+            whole = (head + await reader.read()).decode()
+            writer.close()
+            while live.engine.streams:
+                await breath()
+            return whole[: whole.index("\r\n\r\n")], whole[whole.index("\r\n\r\n") + 4 :]
+
+    head, told = run_ahead(test())
+    assert head.startswith("HTTP/1.1 200 ") and ("x-accel-buffering: no" in head) == (signs > 0)
+    rest = told.removeprefix(sign * signs)
+    assert len(told) - len(rest) == len(sign) * signs and not rest.startswith(("\n", ":"))
+    events = [json.loads(line.removeprefix("data: ")) for line in rest.split("\n\n") if line.startswith("data: ")]
+    text = rest.strip() if "text" in fields.values() else events[-1]["text"] if events else json.loads(told)["text"]
+    assert text == f"{TEXT} five trains"
+
+
+@pytest.mark.parametrize(("form", "after_s", "status"), [("json", 25, 500), ("json", 35, 200), ("text", 35, 500)])
+def test_an_error_after_white_space_is_in_the_body(form: str, after_s: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = ScriptedBackend()
+
+    async def test() -> tuple[int, str, dict[str, str]]:
+        async with serving(make_engine(backend)) as live:
+            hold, clock = Hold(live), LoopClock(live, monkeypatch)
+            asking = asyncio.create_task(asyncio.to_thread(post, live, body(audio(), response_format=form)))
+            await hold.began()
+            await clock.forward(after_s, step_s=1, answered=False)
+            backend.fail_next = "listen"
+            hold.release()
+            return await asking
+
+    got, text, headers = run_ahead(test())
+    assert (got, headers["content-type"]) == (status, "application/json")
+    assert json.loads(text)["error"]["type"] == "server_error" and text.startswith("\n") == (status == 200)
+
+
+def test_a_client_that_leaves_after_white_space_costs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving(make_engine()) as live:
+            hold, clock = Hold(live), LoopClock(live, monkeypatch)
+            reader, writer = await send(live, body(audio()))
+            await hold.began()
+            await clock.forward(35, step_s=1, answered=False)
+            await reader.readuntil(b"\r\n\r\n")
+            writer.transport.abort()
+            while live.engine.streams:
+                await breath()
+
+    run_ahead(test())
+
+
+@pytest.mark.parametrize("wish", [{"response_format": "json"}, {"response_format": "verbose_json"}, {"stream": True}])
+def test_the_client_library_waits_for_a_long_file(wish: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, and with less patience than it has by itself: the file takes five times as long."""
+    openai = pytest.importorskip("openai", reason="needs the extra dev")
+
+    async def ask(live: Live) -> str:
+        async with openai.AsyncOpenAI(base_url=live.http + "/v1", api_key="none is needed", max_retries=0, timeout=40.0) as client:
+            answer = await client.audio.transcriptions.create(file=("talk.flac", audio()), model="whisper-1", **wish)
+            return [event async for event in answer][-1].text if "stream" in wish else answer.text
+
+    async def test() -> str:
+        async with serving(make_engine()) as live:
+            hold, clock = Hold(live), LoopClock(live, monkeypatch)
+            asking = asyncio.create_task(ask(live))
+            await hold.began()
+            await clock.forward(200, step_s=1, answered=False)
+            hold.release()
+            return await asking
+
+    assert run_ahead(test()) == f"{TEXT} five trains"
+
+
+@pytest.mark.parametrize("name", ["language", "languages[]"])
+def test_a_form_may_name_a_region(name: str) -> None:
+    form = FormData([("file", UploadFile(io.BytesIO())), (name, "pt-BR"), ("to_language", "ZH_cn")])
+    options = read_form(form, SessionOptions(), translate=True).options
+    assert (options.language, options.targets) == ("pt", ("zh",))

@@ -43,6 +43,18 @@ def test_audio_in_events_out() -> None:
     assert code == 1000
 
 
+def test_languages_may_have_regions() -> None:
+    async def test() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        async with serving(make_engine()) as live, talking(live, language="en-US", targets=["de_DE", "FR"]) as (socket, ready):
+            await send(socket, speech("the quick brown fox", silence_s=1.0))
+            await socket.send(FINISH)
+            return ready, await rest(socket)
+
+    ready, messages = run(test())
+    assert (ready["language"], ready["targets"]) == ("en", ["de", "fr"])
+    assert [message["language"] for message in messages if message["type"] == "translation"] == ["de", "fr"]
+
+
 def test_who_wants_calm_captions_says_so() -> None:
     async def tails(held: int) -> list[str]:
         async with serving(make_engine()) as live, talking(live, block_ms=320, hold_back_words=held) as (socket, _):

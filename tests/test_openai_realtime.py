@@ -361,6 +361,7 @@ def test_a_mistake_is_told_and_the_session_goes_on(message: Any, code: str, para
         ({"transcription": {"languages": ["en", "de"]}}, "languages is ['en', 'de'], expected a list of one: a session hears one language"),
         ({"transcription": {"languages": "en"}}, "expected a list of one"),
         ({"transcription": {"languages": ["xx"]}}, "this model does not transcribe 'xx'; it knows en"),
+        ({"transcription": {"language": "sv-SE"}}, "this model does not transcribe 'sv-SE'; it knows en"),
         ({"transcription": {"speakers": 2}}, "unknown key 'session.audio.input.transcription.speakers'"),
     ],
 )
@@ -375,6 +376,19 @@ def test_an_update_that_cannot_be_obeyed_changes_nothing(changes: dict[str, Any]
     created, refused, updated = run(test())
     assert says in refused["error"]["message"]
     assert created["session"] == updated["session"]
+
+
+@pytest.mark.parametrize("said", [{"language": "en-US"}, {"languages": ["EN"]}])
+def test_a_language_may_have_a_region(said: dict[str, Any]) -> None:
+    update = {"type": "session.update", "session": {"type": "transcription", "audio": {"input": {"transcription": said}}}}
+
+    async def test() -> list[dict[str, Any]]:
+        async with serving(make_engine()) as live:
+            return (await converse(live, update, *appends(speech("the quick", silence_s=1.0)), until=COMPLETED))[0]
+
+    events = run(test())
+    assert told_of(events) == [] and check_items(events) == ["the quick"]
+    assert events[1]["session"]["audio"]["input"]["transcription"]["language"] == "en"
 
 
 def test_a_conversation_is_refused() -> None:

@@ -150,6 +150,16 @@ def test_a_configured_target_needs_no_update() -> None:
     assert text_of(events, INPUT) == "", "nobody asked for what was said"
 
 
+def test_a_target_may_have_a_region() -> None:
+    async def test() -> list[dict[str, Any]]:
+        async with serving(make_engine()) as live:
+            return (await talk(live, update("de-AT", input={"transcription": {"language": "en_GB"}}), *appends(TALK), CLOSE))[0]
+
+    events = run(test())
+    assert told_of(events) == [] and events[1]["session"]["audio"]["output"]["language"] == "de"
+    assert text_of(events) == f"{scripted_translation(FIRST, 'de')} {scripted_translation(SECOND, 'de')}"
+
+
 def test_the_language_changes_in_the_middle() -> None:
     """What was heard before is still translated as it was asked for; a server with one place has room for that."""
 

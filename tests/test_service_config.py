@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from dragoman.model.errors import ConfigError
+from dragoman.model.prompt import Term
 from dragoman.stream.config import EndpointOptions, Options, load_options, parse_options
 from dragoman.stream.endpoint import EndpointFrames
 
@@ -48,6 +49,7 @@ def test_flags_win_over_the_file_and_none_says_nothing(tmp_path: Path) -> None:
         ("session: {block_ms: quick}", r"session\.block_ms: .*got 'quick'"),
         ("session: {endpoint: {start_ms: 400}}", r"start_ms \(400\) is more than start_window_ms \(160\)"),
         ("session: {targets: [de, de]}", "a language stands twice in de, de"),
+        ("session: {targets: [de-DE, de-AT]}", r"a language stands twice in de, de, got \['de-DE', 'de-AT'\]"),
         ("session: {vad: {kind: energy}}", "'webrtc' or 'silero', got 'energy'"),
         ("model: [a]", r"model: .*got \['a'\]"),
         ("[1, 2]", "expected sections with keys, got list"),
@@ -61,6 +63,33 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         load_options(path)
     assert "mine.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ("en", "en"),
+        ("EN", "en"),
+        ("en-US", "en"),
+        ("en_US", "en"),
+        ("pt-BR", "pt"),
+        ("zh-CN", "zh"),
+        ("zh-Hant-TW", "zh"),
+        ("de_AT.UTF-8", "de"),
+        ("sv-SE", "sv-SE"),
+        ("English", "English"),
+        ("-US", "-US"),
+        ("", ""),
+    ],
+)
+def test_a_language_with_a_region_is_the_language(given: str, code: str) -> None:
+    """What is no language that any model knows stays as it was given: the model's refusal shows it."""
+    session = load_options(overrides={"session.language": given, "session.targets": [given]}).session
+    assert (session.language, session.targets) == (code, (code,))
+
+
+def test_terms_may_name_a_region() -> None:
+    assert Term.read("de-DE:keeper=Wärter") == Term("de", "keeper", "Wärter")
 
 
 def test_endpoint_options_in_frames_keep_to_the_model() -> None:
