@@ -30,6 +30,11 @@ class Cache(Protocol):
         """Positions appended so far, audio frames and tokens alike."""
         ...
 
+    @property
+    def room(self) -> int | None:
+        """How many positions may be appended now, in one block, or one after another to be taken back as a whole; None: any number."""
+        ...
+
     def truncate(self, length: int) -> None:
         """Forget every position from ``length`` on; O(1). Raises CacheError if that is deeper than the slack."""
         ...

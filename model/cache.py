@@ -17,30 +17,28 @@ from .errors import CacheError
 
 Mask = NDArray[np.bool_]
 SLIDING = "sliding_attention"
-SLACK_TOKENS = 512  # longest block and longest tentative run (a whole hypothesis) that a rolled cache takes
+SLACK_TOKENS = 512  # longest block and longest tentative run that a rolled cache takes; who asks for more of a fork looks at ``room``
 
 
 @dataclass(slots=True)
 class Ring:
-    """A window over positions 0, 1, 2, … with slack for rewinding and a pinned prefix.
+    """A window over positions 0, 1, 2, … with slack for rewinding.
 
     ``window``: a query sees itself and the ``window - 1`` positions before it; None: everything (then nothing is ever evicted).
     ``capacity``: slots. To append blocks of up to n positions, and to take back runs of up to n, it must be at least
-    ``pinned + window + n - 1``: the first query of a block needs window - 1 older positions beside the block's own n.
-    ``pinned``: the first positions, which are never evicted and always seen.
+    ``window + n - 1``: the first query of a block needs window - 1 older positions beside the block's own n.
     """
 
     window: int | None = None
     capacity: int | None = None
-    pinned: int = 0
     length: int = 0  # positions that count
     _high: int = 0  # positions ever written: what lies between length and this is dead, but has overwritten older ones
 
     def __post_init__(self) -> None:
         if (self.window is None) != (self.capacity is None):
             raise CacheError("a ring has a window and a capacity, or neither (it grows)")
-        if self.window is not None and self.capacity is not None and self.capacity < self.pinned + self.window:
-            raise CacheError(f"capacity is {self.capacity} slots, expected at least pinned {self.pinned} + window {self.window}")
+        if self.window is not None and self.capacity is not None and self.capacity < self.window:
+            raise CacheError(f"capacity is {self.capacity} slots, expected at least the window, {self.window}")
 
     @property
     def slots_used(self) -> int:
@@ -51,19 +49,16 @@ class Ring:
 
     @property
     def room(self) -> int | None:
-        """The longest block that may be appended now; None: any."""
+        """The longest block that may be appended now, and the longest run from here that can be taken back: neither may overwrite what
+        the window of the next query reaches. None: any."""
         if self.window is None or self.capacity is None:
             return None
-        return max(self.pinned, self.length - self.window + 1) + self._rolling - self.length
+        return max(0, self.length - self.window + 1) + self.capacity - self.length
 
     @property
-    def _rolling(self) -> int:
-        assert self.capacity is not None
-        return self.capacity - self.pinned
-
-    def _oldest(self, high: int) -> int:
-        """Oldest position behind the pinned ones that is still stored when ``high`` positions were written."""
-        return self.pinned if self.capacity is None else max(self.pinned, high - self._rolling)
+    def _oldest(self) -> int:
+        """Oldest position that is still stored."""
+        return 0 if self.capacity is None else max(0, self._high - self.capacity)
 
     def append(self, count: int) -> Ids:
         """Take in the next ``count`` positions; returns their slots [count]. Raises CacheError beyond ``room`` and changes nothing."""
@@ -78,29 +73,22 @@ class Ring:
         return self.slots(first, count)
 
     def slots(self, first: int, count: int) -> Ids:
-        """Slots [count] of the positions from ``first`` on.
-
-        Pinned positions, and every position of a ring that grows, live in the slot of their own number. The others go round
-        the R = capacity - pinned slots behind the pinned ones: position p is the (p - pinned)-th to arrive there, so it takes
-        slot pinned + (p - pinned) mod R. Before the first lap is over that is p itself, so an unlapped ring is a plain array.
-        """
+        """Slots [count] of the positions from ``first`` on: p mod capacity, and p itself in a ring that grows. Before the first lap is
+        over both are the same, so an unlapped ring is a plain array."""
         positions = np.arange(first, first + count, dtype=np.int64)
-        if self.capacity is None:
-            return positions
-        return np.where(positions < self.pinned, positions, self.pinned + (positions - self.pinned) % self._rolling)
+        return positions if self.capacity is None else positions % self.capacity
 
     def positions(self) -> Ids:
         """[slots_used] absolute position in each slot, -1 where it is dead.
 
-        The slot of the newest position written, high - 1, is known; walking back from it round the R slots the positions fall by one,
-        so slot s holds high - 1 - ((slot(high - 1) - s) mod R). What is not below ``length`` was taken back.
+        The slot of the newest position written, high - 1, is known; walking back from it round the ring the positions fall by one,
+        so slot s holds high - 1 - ((high - 1 - s) mod capacity). What is not below ``length`` was taken back.
         """
         slots = np.arange(self.slots_used, dtype=np.int64)
         if self.capacity is None or self._high <= self.capacity:
             return slots
         newest = self._high - 1
-        held = newest - ((newest - self.pinned) % self._rolling + self.pinned - slots) % self._rolling
-        held = np.where(slots < self.pinned, slots, held)
+        held = newest - (newest - slots) % self.capacity
         return np.where(held < self.length, held, -1)
 
     def visible(self, first: int, count: int, *, both_ways: bool = False) -> Mask:
@@ -110,7 +98,7 @@ class Ring:
         queries = np.arange(first, first + count, dtype=np.int64)[:, None]
         seen = (held >= 0) & ((held <= queries) | (both_ways & (held >= first) & (held < first + count)))
         if self.window is not None:
-            seen &= (held > queries - self.window) | (held < self.pinned)
+            seen &= held > queries - self.window
         return seen
 
     def sees_all(self, first: int, count: int) -> bool:
@@ -125,8 +113,8 @@ class Ring:
             raise CacheError(f"cannot truncate to {length} positions, the cache holds {self.length}")
         if self.window is None:
             return
-        needed, oldest = max(self.pinned, length - self.window + 1), self._oldest(self._high)
-        if oldest > needed:
+        oldest = self._oldest
+        if oldest > max(0, length - self.window + 1):
             deepest = min(self.length, oldest + self.window - 1)
             raise CacheError(f"cannot truncate to {length} positions: deeper than the slack; the earliest possible is {deepest}")
 
@@ -137,7 +125,7 @@ class Ring:
         self.length = length
 
     def copy(self) -> Ring:
-        return Ring(self.window, self.capacity, self.pinned, self.length, self._high)
+        return Ring(self.window, self.capacity, self.length, self._high)
 
 
 class RingCache:
@@ -160,7 +148,7 @@ class RingCache:
 
     @property
     def room(self) -> int | None:
-        """The longest block that may be appended in one forward; None: any."""
+        """The longest block that may be appended in one forward, and the longest run from here that can be taken back; None: any."""
         rooms = [room for ring in self.rings() if (room := ring.room) is not None]
         return min(rooms) if rooms else None
 

@@ -12,6 +12,8 @@ from typing import Any, cast
 from .errors import ConfigError
 
 SAMPLE_RATE = 16_000
+_MOST_SEGMENT_S = 30.0  # longer audio than this no model of the family is documented for (spec 2.1)
+_GEMMA_POSITIONS = 450  # beyond so many the released 12B is reported to hear nothing (spec 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class ModelConfig:
     special: SpecialIds = field(default_factory=SpecialIds)
     prompt_format: str = "gemma4"  # "gemma4": turns and instructions; "tokens": one task token (the small default)
     longest_segment_s: float = 12.0  # beyond it a segment is ended and a new trunk begins
+    longest_positions: int | None = None  # the same for prompt, audio and tail together, in positions; None: any number
     targets: tuple[str, ...] = ()  # languages that a model of format "tokens" was taught to translate into, ISO 639-1; "gemma4" knows all
     hearing_delay_ms: int = 0  # how long after a sound the model writes what it was; word times are earlier by this much
 
@@ -146,13 +149,16 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
     """A parsed ``config.json`` (nested as transformers writes it, plus our optional ``dragoman`` section) → ModelConfig."""
     audio_raw, vision_raw = _section(raw, "audio_config"), raw.get("vision_config")
     own = dict(_section(raw, "dragoman"))
-    _only_known(own, {"prompt_format", "longest_segment_s", "stop", "targets", "hearing_delay_ms"}, "dragoman")
+    _only_known(own, {"prompt_format", "longest_segment_s", "longest_positions", "stop", "targets", "hearing_delay_ms"}, "dragoman")
     stop, delay_ms = own.pop("stop", None), own.get("hearing_delay_ms", 0)
     if not isinstance(delay_ms, int) or not 0 <= delay_ms <= 5000:
         raise ConfigError(f"hearing_delay_ms is {delay_ms!r} in section 'dragoman', expected whole ms from 0 to 5000")
     longest_s = own.get("longest_segment_s", 12.0)
-    if not isinstance(longest_s, int | float) or longest_s <= 0:
-        raise ConfigError(f"longest_segment_s is {longest_s!r} in section 'dragoman', expected seconds above 0")
+    if not isinstance(longest_s, int | float) or not 0 < longest_s <= _MOST_SEGMENT_S:
+        raise ConfigError(f"longest_segment_s is {longest_s!r} in section 'dragoman', expected seconds above 0, up to {_MOST_SEGMENT_S:g}")
+    positions = own.setdefault("longest_positions", _GEMMA_POSITIONS if own.get("prompt_format", "gemma4") == "gemma4" else None)
+    if positions is not None and (not isinstance(positions, int) or positions < 1):
+        raise ConfigError(f"longest_positions is {positions!r} in section 'dragoman', expected whole positions above 0, or null")
     targets: Any = own.pop("targets", [])
     if not isinstance(targets, list) or not all(isinstance(code, str) for code in cast("list[Any]", targets)):
         raise ConfigError(f"targets is {targets!r} in section 'dragoman', expected a list of languages as in [\"de\"]")

@@ -1,5 +1,6 @@
 """Which drafts pay: what was offered and confirmed for each task and source, and a switch for each that stops drafts which cost more
-than they save. Whether there is a draft never changes what is said.
+than they save. In fp32 a draft never changes what is said; in int8 it may where two tokens are nearly tied, for a token alone is rounded
+otherwise than among others (bench/NOTES.md).
 
 A forward of n tokens is taken to cost f + r n seconds: f for reading the weights, r for one more row. Then
 

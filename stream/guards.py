@@ -10,7 +10,8 @@ from ..model.config import SpecialIds
 from ..model.tokenizer import Tokenizer
 from .answers import Doubt, doubt
 
-_CONTROL_NAMES = ("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|transcribe|>")
+_CHANNEL_NAMES = ("<|channel>", "<channel|>")  # what stands between them is thought, and not said
+_CONTROL_NAMES = ("<|turn>", "<turn|>", *_CHANNEL_NAMES, "<|think|>", "<|transcribe|>")
 _LONGEST_PERIOD_TOKENS = 24
 _MOST_AFTER_LOOP = 2  # tokens behind a repetition, as a full stop, with which a hypothesis still ends in it
 
@@ -22,6 +23,7 @@ class GuardCounts:
     capped: int = 0  # hypotheses that ran into the cap on tokens per second
     loops: int = 0  # hypotheses cut at a repetition
     special: int = 0  # hypotheses cut at a token that is not text
+    thoughts: int = 0  # hypotheses that a thought was taken out of
     answers: int = 0  # hypotheses that were a model's answer to the audio
     reheard: int = 0  # segments heard again with a firmer prompt because of one
     silent_frames: int = 0  # frames that never reached the model
@@ -40,9 +42,11 @@ class Guards:
         loop_copies: int,
         words_per_second: float = 6.0,
         language: str = "en",
+        channel: tuple[int, int] | None = None,
     ) -> None:
+        """``special``: ids that are not text. ``channel``: those that open and close a thought; None: the model has none."""
         self.counts = GuardCounts()
-        self._special = frozenset(special)
+        self._special, self._channel = frozenset(special), channel
         self._tokens_per_second, self._floor_tokens = tokens_per_second, floor_tokens
         self._loop_tokens, self._loop_copies = loop_tokens, loop_copies
         self._words_per_second, self._language = words_per_second, language
@@ -51,6 +55,22 @@ class Guards:
         """How many more tokens a segment with ``speech_s`` seconds of audio may hold."""
         allowed = self._floor_tokens + math.ceil(self._tokens_per_second * speech_s)
         return max(0, allowed - committed_tokens)
+
+    def spoken(self, ids: Sequence[int]) -> list[int]:
+        """Places of a hypothesis's ids that lie in no thought: a model that thinks first still says the right words behind it. A thought
+        without an end is left to ``keep``, which cuts where it begins."""
+        if self._channel is None or self._channel[0] not in ids:
+            return list(range(len(ids)))
+        begin, end = self._channel
+        places, place = list[int](), 0
+        while place < len(ids):
+            if ids[place] == begin and end in ids[place:]:
+                place = ids.index(end, place)
+            else:
+                places.append(place)
+            place += 1
+        self.counts.thoughts += len(places) < len(ids)
+        return places
 
     def keep(self, committed: Sequence[int], ids: Sequence[int], *, stopped: bool) -> tuple[int, bool]:
         """How many of a hypothesis's ids are text to be trusted, and whether it was caught in a loop.
@@ -95,6 +115,12 @@ def find_loop(ids: Sequence[int], least_tokens: int, least_copies: int, *, most_
                 break
             run = 0
     return min(cuts) if cuts else None
+
+
+def channel_ids(tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """The ids that open and close a thought; None: the vocabulary has no such tokens."""
+    begin, end = (tokenizer.id_of(name) for name in _CHANNEL_NAMES)
+    return None if begin is None or end is None else (begin, end)
 
 
 def special_ids(special: SpecialIds, tokenizer: Tokenizer) -> frozenset[int]:

@@ -1,6 +1,6 @@
 """The lag contract: what is saved, in which order, when a machine cannot keep up. Pure; the clock is the caller's.
 
-    0 as configured → 1 larger blocks → 2 fewer hypotheses → 3 no drafts → 4 new sessions are refused
+    0 as configured → 1 larger blocks → 2 fewer hypotheses → 3 no drafts of translations → 4 new sessions are refused
 
 Audio is never dropped, and what is committed at last is the same kind of text at every level: only how soon it shows differs.
 """
@@ -18,14 +18,15 @@ class Economy:
 
     block_factor: int = 1  # times the configured block
     hypothesis_every: int = 1  # blocks; 0: none before the segment ends
+    translation_drafts: bool = True  # of unfinished segments, where they were asked for
 
 
 LEVELS: tuple[Economy, ...] = (
     Economy(),
     Economy(block_factor=LARGEST_FACTOR),
     Economy(block_factor=LARGEST_FACTOR, hypothesis_every=2),
-    Economy(block_factor=LARGEST_FACTOR, hypothesis_every=0),
-    Economy(block_factor=LARGEST_FACTOR, hypothesis_every=0),
+    Economy(block_factor=LARGEST_FACTOR, hypothesis_every=2, translation_drafts=False),
+    Economy(block_factor=LARGEST_FACTOR, hypothesis_every=2, translation_drafts=False),
 )
 REFUSING = len(LEVELS) - 1
 

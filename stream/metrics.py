@@ -71,7 +71,7 @@ def _work(stats: Stats) -> Iterator[Metric]:
     per_forward = (stats.forwards + stats.agreed_tokens + stats.accepted_tokens) / stats.forwards if stats.forwards else 0.0
     yield GaugeMetricFamily("dragoman_tokens_per_forward", "Tokens that one forward of the decoder decided, drafts included.", per_forward)
     guards = CounterMetricFamily("dragoman_guard_hits", "How often a guard stepped in.", labels=["guard"])
-    for name in ("capped", "loops", "special", "answers", "reheard", "silent_frames"):
+    for name in ("capped", "loops", "special", "thoughts", "answers", "reheard", "silent_frames"):
         guards.add_metric([name], getattr(stats.guards, name))
     yield guards
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -160,8 +161,11 @@ class Segment:
         return found.ids[:kept]
 
     def _fork(self, turn: Turn, tail: Sequence[int], committed: Sequence[int], old: Sequence[int], limit_tokens: int) -> Job[Hypothesis]:
-        """``old``: what was last said in this turn, a draft unless drafts of this kind do not pay."""
+        """``old``: what was last said in this turn, a draft unless drafts of this kind do not pay. ``limit_tokens`` holds as far as the
+        cache can take a fork back: a flood would else end the session."""
         drafting = self._drafting
+        if (room := self.cache.room) is not None:
+            limit_tokens = min(limit_tokens, max(0, room - len(tail) - len(committed) + 1))  # the last token is never appended
         found = yield from hypothesis(
             self.cache,
             tail,
@@ -176,7 +180,8 @@ class Segment:
         drafting.note_hypothesis(turn, len(old), common_prefix(found.ids, old))
         if self._max_draft:
             drafting.note_mtp(turn, found.drafted_tokens, found.accepted_tokens)
-        return found
+        spoken = self._guards.spoken(found.ids)
+        return replace(found, ids=tuple(found.ids[place] for place in spoken), logprobs=tuple(found.logprobs[place] for place in spoken))
 
 
 def faint_noise(frames: int, frame_samples: int) -> Floats:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from ..model.backend import Backend, Floats
-from ..model.errors import DragomanError
+from ..model.errors import DragomanError, TaskError
 from ..model.load import Loaded
 from ..model.prompt import Task, Term
 from ..model.work import Job, Work, perform, run
@@ -40,7 +41,7 @@ from .events import (
 )
 from .framer import Framer
 from .glossary import Spelling
-from .guards import Guards, special_ids
+from .guards import Guards, channel_ids, special_ids
 from .lag import LARGEST_FACTOR, LEVELS, Economy
 from .opening import Openings
 from .pcm import Encoding, Pcm, PcmReader
@@ -49,6 +50,7 @@ from .stats import Stats
 from .transcript import Transcript
 from .vad import Vad, make_vad
 
+_LEAST_SEGMENT_MS = 2000  # that must be left beside the prompt, as for ``endpoint.longest_s``
 _CUT_MS = 480  # so much at least waits unheard when a segment is full: it is cut somewhere among the frames that wait
 
 
@@ -70,9 +72,10 @@ class Session:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """``openings``: prompt caches shared with other sessions of the same model. ``clock``: seconds, for ``stats.compute_s`` and for
-        whether drafts pay; no event but ``Ended.drafts`` depends on it.
+        whether drafts pay; no event but ``Ended.drafts`` depends on it (in int8 a near tie may, too).
 
-        Raises TaskError for a language that the model lacks, AudioFormatError for an audio format that cannot be.
+        Raises TaskError for a language that the model lacks or a glossary that leaves no place for audio, AudioFormatError for an audio
+        format that cannot be.
         """
         self.options = options or SessionOptions()
         self.task = _task(self.options)
@@ -88,16 +91,22 @@ class Session:
         config = loaded.backend.spec.config
         self._pcm, self._framer = PcmReader(sample_rate, channels, encoding), Framer(self._frame_samples)
         self._vad = vad or make_vad(**self.options.vad.model_dump())
-        self._endpointer = Endpointer(self.options.endpoint.frames(self._frame_ms, config.longest_segment_s))
-        self._guards = Guards(special_ids(config.special, self._tokenizer), **self.options.guards.model_dump(), language=self.task.language)
+        self._settings = self.options.endpoint.frames(self._frame_ms, config.longest_segment_s)
+        self._longest_positions = config.longest_positions
+        self._endpointer = Endpointer(replace(self._settings, longest_frames=self._checked_frames()))
+        self._guards = Guards(
+            special_ids(config.special, self._tokenizer),
+            **self.options.guards.model_dump(),
+            language=self.task.language,
+            channel=channel_ids(self._tokenizer),
+        )
         self._spelling = Spelling(() if loaded.prompts.instructed else self.options.glossary)  # else the prompt has it
         self._openings = openings or Openings(self._backend, self._prompts)
         self.stats = Stats(guards=self._guards.counts)
         self.drafting = Drafting(self.stats.drafts)
         # What changes
         longest_frames = LARGEST_FACTOR * self._block_frames + self._cut_frames  # that can wait when a full segment is cut
-        settings = self._endpointer.settings
-        self._recent: deque[Floats] = deque(maxlen=max(settings.reach_frames, longest_frames) + settings.lead_in_frames)
+        self._recent: deque[Floats] = deque(maxlen=max(self._settings.reach_frames, longest_frames) + self._settings.lead_in_frames)
         self._frames: deque[Floats] = deque()  # pushed, not yet looked at
         self._events: list[Event] = []  # made, not yet returned
         self._segment: Segment | None = None
@@ -225,7 +234,6 @@ class Session:
         self._gap_samples -= part
         self._feed(np.zeros((part, self._pcm.channels), np.float32))
 
-
     def _hear(self, frame: Floats) -> Job[None]:
         signal = self._endpointer.push(self._vad.is_speech(frame))
         self._recent.append(frame)
@@ -250,8 +258,12 @@ class Session:
         self._committed_ms = max(self._committed_ms, self._ms(frame - self._endpointer.settings.reach_frames))
 
     def _open(self) -> Job[Segment]:
-        endpointer = self._endpointer
-        cache = yield from self._openings.open(self.task, self._carried)
+        endpointer, carried = self._endpointer, self._carried
+        # Carried text takes its place from the segment, but never half of it: so much may already wait behind the last cut.
+        if self._longest_frames(carried) < max(self._least_frames, self._longest_frames() // 2):
+            carried = ""
+        cache = yield from self._openings.open(self.task, carried)
+        endpointer.settings = replace(self._settings, longest_frames=self._longest_frames(carried))
         recent = list(self._recent)
         waiting, before = recent[-endpointer.segment_frames :], recent[: -endpointer.segment_frames]
         start_ms = max(self._committed_ms, self._ms(endpointer.first_frame))
@@ -273,6 +285,31 @@ class Session:
         self._segment, self._told_tail = segment, ""
         self._events.append(SpeechStarted(self.clocks, self._index, self._ms(endpointer.first_frame)))
         return segment
+
+    @property
+    def _least_frames(self) -> int:
+        """As short as the longest segment may become for its prompt."""
+        settings = self._settings
+        return min(settings.longest_frames, max(settings.reach_frames + 1, round(_LEAST_SEGMENT_MS / self._frame_ms)))
+
+    def _longest_frames(self, carried: str = "") -> int:
+        """How long a segment may be: as the settings say, or as its prompt leaves positions to hear in."""
+        longest_frames = self._settings.longest_frames
+        if self._longest_positions is None:
+            return longest_frames
+        ids = len(self._prompts.opening(self.task, carried)) + len(self._prompts.tail(self.task))
+        return min(longest_frames, self._longest_positions - ids - self._settings.lead_in_frames - self._trailing_frames)
+
+    def _checked_frames(self) -> int:
+        """The same without carried text. Raises TaskError where it is too short to be of use."""
+        longest_frames = self._longest_frames()
+        if longest_frames < self._least_frames:
+            raise TaskError(
+                f"the prompt takes {len(self._prompts.prefix(self.task))} of the {self._longest_positions} positions in which this model "
+                f"can hear and leaves {max(0, longest_frames) * self._frame_ms / 1000:.2f} s for a segment, expected at least "
+                f"{self._least_frames * self._frame_ms / 1000:.2f} s: shorten the glossary ({len(self.task.glossary)} terms)"
+            )
+        return longest_frames
 
     def _lead_in(self, before: Sequence[Floats]) -> list[Floats]:
         """Silence that the model hears before a segment: what is said comes out worse without. It takes no stream time. ``before``: the
@@ -301,7 +338,7 @@ class Session:
             self._tell_text(segment)
             self._told_tail = tail
             self._events.append(Partial(self.clocks, self._index, "".join(word.text for word in words), tail, words))
-        if words and self.options.translation == "draft":
+        if words and self.options.translation == "draft" and self.economy.translation_drafts:
             yield from self._draft_translations(segment)
 
     def _draft_translations(self, segment: Segment) -> Job[None]:

@@ -82,7 +82,7 @@ class Stats:
             f"own drafts       {_share(self.agreed_tokens, self.redrafted_tokens)} tokens of the previous hypothesis confirmed",
             f"MTP drafts       {_share(self.accepted_tokens, self.drafted_tokens)} tokens accepted",
             f"guards           {self.guards.silent_frames} silent frames kept from the model, {self.guards.loops} loops stopped, "
-            f"{self.guards.capped} capped, {self.guards.special} cut at a control token, "
+            f"{self.guards.capped} capped, {self.guards.special} cut at a control token, {self.guards.thoughts} thoughts taken out, "
             f"{self.guards.answers} answers found, {self.guards.reheard} segments heard again",
         ]
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from dragoman.model.backend import Floats, Hidden, Ids, ModelSpec, Step, check_frames
+from dragoman.model.cache import Ring
 from dragoman.model.config import AudioConfig, BackboneConfig, ModelConfig, SpecialIds
-from dragoman.model.errors import BackendError, CacheError
+from dragoman.model.errors import BackendError
 from dragoman.model.prompt import Prompts
 from dragoman.model.tokenizer import Tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
@@ -107,21 +108,25 @@ def scripted_config() -> ModelConfig:
 
 @dataclass
 class ScriptedCache:
-    """The content itself: ("frame", loudness) and ("token", id)."""
+    """The content itself: ("frame", loudness) and ("token", id). ``ring`` refuses what a runtime's would."""
 
     items: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
+    ring: Ring = field(default_factory=Ring)
 
     @property
     def length(self) -> int:
         return len(self.items)
 
+    @property
+    def room(self) -> int | None:
+        return self.ring.room
+
     def truncate(self, length: int) -> None:
-        if not 0 <= length <= len(self.items):
-            raise CacheError(f"cannot truncate a cache of {len(self.items)} positions to {length}")
+        self.ring.truncate(length)
         del self.items[length:]
 
     def copy(self) -> ScriptedCache:
-        return ScriptedCache(list(self.items))
+        return ScriptedCache(list(self.items), self.ring.copy())
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class ScriptedBackend:
 
     ``script`` maps the loudness (RMS) of all frames heard to text: replace it to script loops, answers or floods. ``drafter`` is "none",
     "oracle" (right guesses), "bad" (wrong ones) or "empty" (asked, but silent). ``calls`` counts (verb, batch size). ``fail_next``, when
-    set to a verb's name, makes its next call raise BackendError once.
+    set to a verb's name, makes its next call raise BackendError once. ``ring`` is that of new caches.
     """
 
     def __init__(
@@ -147,6 +152,7 @@ class ScriptedBackend:
         drafter: str = "none",
         max_draft: int = 4,
         tokenizer: Tokenizer | None = None,
+        ring: Ring | None = None,
     ) -> None:
         self.tokenizer = tokenizer or scripted_tokenizer()
         self.config = scripted_config()
@@ -154,22 +160,24 @@ class ScriptedBackend:
         self.prompts = Prompts(self.config, self.tokenizer)
         self.calls: list[tuple[str, int]] = []
         self.fail_next = ""
-        self._script, self._drafter = script, drafter
+        self._script, self._drafter, self._ring = script, drafter, ring or Ring()
         self._known: dict[tuple[float, ...], list[int]] = {}
 
     def new_cache(self) -> ScriptedCache:
-        return ScriptedCache()
+        return ScriptedCache(ring=self._ring.copy())
 
     def listen(self, work: Sequence[tuple[ScriptedCache, Floats]]) -> None:
         self._called("listen", work)
         for cache, frames in work:
             check_frames(frames, FRAME)
+            cache.ring.append(len(frames))
             loudness = np.sqrt(np.mean(np.square(frames, dtype=np.float64), axis=1))
             cache.items += [("frame", float(level)) for level in loudness]
 
     def look(self, work: Sequence[tuple[ScriptedCache, Floats]]) -> None:
         self._called("look", work)
         for cache, patches in work:
+            cache.ring.append(patches.shape[0] * patches.shape[1])
             cache.items += [("patch", 0.0)] * (patches.shape[0] * patches.shape[1])
 
     def step(self, work: Sequence[tuple[ScriptedCache, Ids]], *, wanted: Sequence[int] | None = None) -> list[Step]:
@@ -184,6 +192,7 @@ class ScriptedBackend:
     def _step(self, cache: ScriptedCache, ids: Ids, rows: int) -> Step:
         if len(ids) == 0:
             raise BackendError("step needs at least one token")
+        cache.ring.append(len(ids))
         best: list[int] = []
         hidden: list[Hidden] = []
         for token in ids:

@@ -38,7 +38,7 @@ class Storage:
         window = self.ring.window
         end = len(self.truth) if both_ways else query + 1
         low = 0 if window is None else max(0, query - window + 1)
-        return sorted({*self.truth[low:end], *self.truth[: min(self.ring.pinned, query + 1)]})
+        return sorted(self.truth[low:end])
 
     def truncate(self, length: int) -> None:
         self.ring.truncate(length)
@@ -48,12 +48,11 @@ class Storage:
 @given(
     window=st.integers(1, 9),
     longest=st.integers(1, 9),
-    pinned=st.integers(0, 5),
     moves=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=60),
 )
-def test_the_bound_is_enough(window: int, longest: int, pinned: int, moves: list[tuple[int, int]]) -> None:
-    """capacity = pinned + window + longest - 1: blocks and tentative runs of up to ``longest`` always work."""
-    storage = Storage(Ring(window, pinned + window + longest - 1, pinned))
+def test_the_bound_is_enough(window: int, longest: int, moves: list[tuple[int, int]]) -> None:
+    """capacity = window + longest - 1: blocks and tentative runs of up to ``longest`` always work."""
+    storage = Storage(Ring(window, window + longest - 1))
     for block, run in moves:
         storage.append(min(block, longest))
         mark = storage.ring.length
@@ -63,12 +62,10 @@ def test_the_bound_is_enough(window: int, longest: int, pinned: int, moves: list
             storage.truncate(mark)
 
 
-@given(window=st.integers(1, 9), longest=st.integers(2, 9), pinned=st.integers(0, 5))
-def test_one_slot_less_fails(window: int, longest: int, pinned: int) -> None:
-    if window + longest - 2 < window:
-        return
-    storage = Storage(Ring(window, pinned + window + longest - 2, pinned))
-    for _ in range(pinned + 3 * (window + longest)):
+@given(window=st.integers(1, 9), longest=st.integers(2, 9))
+def test_one_slot_less_fails(window: int, longest: int) -> None:
+    storage = Storage(Ring(window, window + longest - 2))
+    for _ in range(3 * (window + longest)):
         storage.append(1)
     with pytest.raises(CacheError, match="room"):
         storage.ring.append(longest)
@@ -82,12 +79,11 @@ def test_one_slot_less_fails(window: int, longest: int, pinned: int) -> None:
 @given(
     window=st.integers(1, 8),
     slack=st.integers(0, 8),
-    pinned=st.integers(0, 4),
     moves=st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.booleans()), max_size=80),
 )
-def test_whatever_is_allowed_is_right(window: int, slack: int, pinned: int, moves: list[tuple[bool, int, bool]]) -> None:
+def test_whatever_is_allowed_is_right(window: int, slack: int, moves: list[tuple[bool, int, bool]]) -> None:
     """Any moves: each either raises CacheError and changes nothing, or every query sees exactly what the list says."""
-    storage = Storage(Ring(window, pinned + window + slack, pinned))
+    storage = Storage(Ring(window, window + slack))
     for grow, count, both_ways in moves:
         before = (storage.ring.length, list(storage.truth))
         try:
@@ -121,14 +117,21 @@ def test_as_long_as_nothing_leaves_the_window_all_is_seen() -> None:
     assert Ring().sees_all(0, 1000)
 
 
-def test_room_is_what_append_takes() -> None:
-    ring = Ring(4, 9, 2)
+def test_room_is_what_append_takes_and_truncate_gives_back() -> None:
+    ring = Ring(4, 9)
     for _ in range(30):
-        room = ring.room
+        room, mark = ring.room, ring.length
         assert room is not None
         with pytest.raises(CacheError):
             ring.copy().append(room + 1)
         ring.copy().append(room)
+        run = ring.copy()
+        for _ in range(room):
+            run.append(1)
+        run.copy().truncate(mark)
+        run.append(1)
+        with pytest.raises(CacheError, match="deeper than the slack"):
+            run.truncate(mark)
         ring.append(1)
 
 
@@ -162,7 +165,7 @@ def test_copies_part_ways() -> None:
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(CacheError, match="expected at least pinned 3 \\+ window 4"):
-        Ring(4, 6, 3)
+    with pytest.raises(CacheError, match="capacity is 3 slots, expected at least the window, 4"):
+        Ring(4, 3)
     with pytest.raises(CacheError, match="a window and a capacity"):
         Ring(window=4)

@@ -75,6 +75,10 @@ def test_a_missing_key_is_named_with_the_nearest_one() -> None:
 def test_our_own_section_is_read_and_checked() -> None:
     own = read(dragoman={"prompt_format": "tokens", "longest_segment_s": 20.0, "stop": [7]})
     assert (own.prompt_format, own.longest_segment_s, own.special.stop) == ("tokens", 20.0, (7,))
+    assert [read(dragoman={"longest_segment_s": most}).longest_segment_s for most in (0.5, 30)] == [0.5, 30]
+    for wrong in (0, -1, 30.5, float("nan"), "12"):
+        with pytest.raises(ConfigError, match=f"longest_segment_s is {wrong!r} .* expected seconds above 0, up to 30"):
+            read(dragoman={"longest_segment_s": wrong})
     assert (own.hearing_delay_ms, read(dragoman={"hearing_delay_ms": 240}).hearing_delay_ms) == (0, 240)
     for wrong in (-1, 2.5, "240", 9000):
         with pytest.raises(ConfigError, match=f"hearing_delay_ms is {wrong!r} .* expected whole ms from 0 to 5000"):
@@ -85,6 +89,16 @@ def test_our_own_section_is_read_and_checked() -> None:
             read(dragoman={"targets": odd})
     with pytest.raises(ConfigError, match="unknown key 'promt_format' in section 'dragoman'; did you mean 'prompt_format'"):
         read(dragoman={"promt_format": "tokens"})
+
+
+def test_positions_to_hear_in_are_those_of_the_12b_unless_the_model_says_otherwise() -> None:
+    assert (read().longest_positions, read(dragoman={"prompt_format": "gemma4"}).longest_positions) == (450, 450)
+    assert read(dragoman={"prompt_format": "tokens"}).longest_positions is None, "none is known"
+    assert [read(dragoman={"longest_positions": most}).longest_positions for most in (700, None)] == [700, None]
+    assert read(dragoman={"prompt_format": "tokens", "longest_positions": 700}).longest_positions == 700
+    for wrong in (0, -1, 450.0, "450"):
+        with pytest.raises(ConfigError, match=f"longest_positions is {wrong!r} .* expected whole positions above 0, or null"):
+            read(dragoman={"longest_positions": wrong})
 
 
 def test_special_ids_are_read() -> None:

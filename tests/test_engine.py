@@ -18,7 +18,7 @@ from dragoman.model.errors import AudioFormatError, BackendError, OverloadedErro
 from dragoman.stream.config import SessionOptions
 from dragoman.stream.engine import Engine
 from dragoman.stream.events import Dropped, Ended, Event, Final
-from dragoman.stream.lag import REFUSING, Gauge
+from dragoman.stream.lag import LEVELS, REFUSING, Gauge
 from dragoman.stream.live import Stream
 from dragoman.stream.protocol import Notice, Progress, WireError
 from hypothesis import given, settings
@@ -215,8 +215,8 @@ def test_behind_schedule_it_saves_and_at_last_refuses() -> None:
                 engine.tick()
                 levels.append(engine.gauge.level)
             assert levels == sorted(levels) and levels[-1] == REFUSING
-            assert watched.session.economy.hypothesis_every == 0 and watched.level == REFUSING
-            assert file.session.economy.hypothesis_every == 1, "a file is not live, it only waits"
+            assert watched.session.economy == LEVELS[REFUSING] and watched.level == REFUSING
+            assert file.session.economy == LEVELS[0], "a file is not live, it only waits"
             with pytest.raises(OverloadedError, match="behind schedule") as caught:
                 await engine.open()
             assert caught.value.retry_after_s >= 5
@@ -227,7 +227,7 @@ def test_behind_schedule_it_saves_and_at_last_refuses() -> None:
             for _ in range(60):
                 clock.now_s += 1.0
                 engine.tick()
-            assert engine.gauge.level == 0 and watched.session.economy.hypothesis_every == 1
+            assert engine.gauge.level == 0 and watched.session.economy == LEVELS[0]
             assert watched.session.stats.audio_ms == 11_000, "no audio was dropped"
 
     run(test())

@@ -65,6 +65,7 @@ def test_the_published_values_are_read() -> None:
     assert sorted(special.suppressed) == [258880, 258881, 258882, 258883, 258884]
     assert (special.begin_of_audio, special.begin_of_image) == (256000, 255999)
     assert (read.audio.frame_ms, read.longest_segment_s, read.prompt_format) == (40.0, 12.0, "gemma4")
+    assert read.longest_positions == 450
 
 
 @pytest.mark.parametrize(("kind", "bytes_per_position"), [("sliding_attention", 327_680), ("full_attention", 16_384)])

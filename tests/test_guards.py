@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from dragoman.stream.guards import Guards, find_loop, special_ids
+from dragoman.stream.guards import Guards, channel_ids, find_loop, special_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
 from .fakes import ScriptedBackend
+from .gemma_tokens import gemma_tokenizer
 
 
-def guards(special: tuple[int, ...] = (99,)) -> Guards:
-    return Guards(special, tokens_per_second=5, floor_tokens=4, loop_tokens=12, loop_copies=3)
+def guards(special: tuple[int, ...] = (99,), channel: tuple[int, int] | None = None) -> Guards:
+    return Guards(special, tokens_per_second=5, floor_tokens=4, loop_tokens=12, loop_copies=3, channel=channel)
 
 
 def test_a_sentence_said_three_times_is_cut_after_the_first() -> None:
@@ -59,6 +60,32 @@ def test_keep_counts_what_it_cuts() -> None:
     assert guard.keep([8, 1, 2, 3, 4], [1, 2, 3, 4, 1, 2, 3, 4, 5], stopped=True) == (0, True)
     counts = guard.counts
     assert (counts.special, counts.capped, counts.loops) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "spoken", "thoughts"),
+    [
+        ([1, 2, 3], [1, 2, 3], 0),
+        ([100, 7, 8, 101, 1, 2, 3], [1, 2, 3], 1),
+        ([100, 101, 1], [1], 1),
+        ([1, 100, 7, 101, 2, 100, 8, 101], [1, 2], 1),
+        ([1, 100, 7, 2, 3], [1, 100, 7, 2, 3], 0),  # never closes
+        ([100, 7, 101, 1, 100, 8], [1, 100, 8], 1),
+        ([1, 101, 2], [1, 101, 2], 0),  # never opened
+    ],
+)
+def test_thoughts_are_taken_out_and_counted(ids: list[int], spoken: list[int], thoughts: int) -> None:
+    guard = guards((100, 101), channel=(100, 101))
+    assert [ids[place] for place in guard.spoken(ids)] == spoken
+    kept, _ = guard.keep([], spoken, stopped=True)
+    assert not {100, 101} & set(spoken[:kept])
+    assert (guard.counts.thoughts, guard.counts.special) == (thoughts, kept < len(spoken))
+
+
+def test_a_vocabulary_without_thoughts_has_no_channel() -> None:
+    assert channel_ids(ScriptedBackend().tokenizer) is None
+    assert channel_ids(gemma_tokenizer()) == (100, 101)
+    assert guards().spoken([100, 7, 101, 1]) == [0, 1, 2, 3]
 
 
 def test_the_cap_grows_with_the_audio() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dragoman.stream.events import Final, Partial
-from dragoman.stream.lag import LEVELS, REFUSING, Gauge, Schedule
+from dragoman.stream.events import Final, Partial, Translation, TranslationDraft
+from dragoman.stream.lag import LEVELS, REFUSING, Economy, Gauge, Schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,19 +101,31 @@ def test_each_level_costs_less_and_says_the_same_at_last() -> None:
     samples = speech("the quick brown fox jumps over a lazy dog. we met them again", silence_s=1.0)
     forks, texts = list[int](), list[list[str]]()
     for economy in LEVELS[:REFUSING]:
-        stream = session(ScriptedBackend())
+        stream = session(ScriptedBackend(), targets=("de",), translation="draft")
         stream.economy = economy
         events = transcribe(stream, samples)
-        check_promises(events)
+        check_promises([event for event in events if not isinstance(event, TranslationDraft)])
         forks.append(stream.stats.hypotheses)
         texts.append(finals(events))
     assert forks == sorted(forks, reverse=True) and len(set(forks)) == len(forks), forks
     assert all(text == texts[0] for text in texts)
 
 
-def test_without_drafts_all_text_comes_with_its_final() -> None:
+@pytest.mark.parametrize("level", range(len(LEVELS)))
+def test_drafts_of_translations_are_saved_before_the_captions(level: int) -> None:
+    """At the last level only new sessions are refused: those that there are keep their partials."""
+    stream = session(ScriptedBackend(), targets=("de",), translation="draft")
+    stream.economy = LEVELS[level]
+    text = "the quick brown fox jumps over a lazy dog. we met them again on monday, and then all five trains left early."
+    events = transcribe(stream, speech(text, silence_s=1.0))
+    assert len([event for event in events if isinstance(event, Partial) and event.delta]) >= 2
+    assert any(isinstance(event, TranslationDraft) for event in events) == (level < 3)
+    assert len([event for event in events if isinstance(event, Translation)]) == 1
+
+
+def test_without_hypotheses_all_text_comes_with_its_final() -> None:
     stream = session(ScriptedBackend())
-    stream.economy = LEVELS[3]
+    stream.economy = Economy(hypothesis_every=0)
     events = transcribe(stream, speech("the quick brown fox", silence_s=1.0))
     assert not [event for event in events if isinstance(event, Partial)]
     assert [event.delta for event in events if isinstance(event, Final)] == ["the quick brown fox"]

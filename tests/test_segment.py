@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from dragoman.model.cache import Ring
 from dragoman.model.errors import BackendError
 from dragoman.model.prompt import Task
 from dragoman.model.work import run
@@ -64,6 +65,23 @@ def test_an_agreeing_hypothesis_costs_one_forward() -> None:
     run(backend, segment.guess(audio_s=2.0, heard_ms=2000, word_is_over=False))  # type: ignore[arg-type]
     assert dear >= 5 and stats.forwards == dear + 1
     assert stats.agreed_tokens == stats.redrafted_tokens > 0
+
+
+FLOOD = " ".join(f"{word}{place}" for place in range(200) for word in ("quick", "fox"))  # and no loop
+
+
+def test_a_flood_is_as_long_as_the_cache_can_take_back() -> None:
+    """Each fork, to the token: one more would have raised CacheError, and ended the session."""
+    backend = ScriptedBackend(lambda loudness: FLOOD, ring=Ring(window=64, capacity=64 + 50 - 1))
+    segment = make(backend, "the quick brown fox jumps over a lazy dog.")
+    run(backend, segment.listen())  # type: ignore[arg-type]
+    length, counts = segment.cache.length, segment._guards.counts  # pyright: ignore[reportPrivateUsage]
+    assert segment.cache.room == 50
+    run(backend, segment.guess(audio_s=40.0, heard_ms=3600, word_is_over=False))  # type: ignore[arg-type]
+    assert (len(segment.transcript.unstable_ids), counts.capped) == (50 - 2 + 1, 1), "all but the last token and the 2 of the tail"
+    segment.transcript.flush()
+    assert run(backend, segment.translate("de")) == "" and counts.capped == 2, "no room at all"  # type: ignore[arg-type]
+    assert segment.cache.length == length
 
 
 def test_frames_that_could_not_be_heard_go_on_waiting() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from dragoman.model.backend import Floats, ModelSpec
+from dragoman.model.cache import SLACK_TOKENS, Ring
 from dragoman.model.errors import AudioFormatError, BackendError, DragomanError, TaskError
-from dragoman.model.prompt import Prompts
+from dragoman.model.prompt import Prompts, Task
 from dragoman.model.work import run_together
 from dragoman.stream.config import SessionOptions
 from dragoman.stream.events import Committed, Dropped, Ended, Final, Partial, SpeechEnded, SpeechStarted, Translation
@@ -51,14 +52,18 @@ def test_two_utterances_are_two_segments_with_true_times() -> None:
 
 
 def test_silence_is_never_decoded() -> None:
-    """whisper_streaming #102, WhisperLive #185; and #106: silence for minutes hangs nothing."""
-    backend = ScriptedBackend(lambda loudness: "the")  # would hallucinate at once
+    """whisper_streaming #102, WhisperLive #185; and WhisperLiveKit #106: after 370 s of silence it hung, here the next words are heard."""
+    backend = ScriptedBackend(lambda loudness: hear(loudness) or "the")  # would hallucinate at once
     stream = session(backend)
-    events = transcribe(stream, silence(120.0), cuts=range(0, 1_920_000, 16_000))
-    assert [type(event) for event in events] == [Ended]
+    assert [event for _ in range(400) for event in stream.push(silence(1.0))] == []
     assert backend.calls == []
-    assert stream.stats.guards.silent_frames == 3000
-    assert events[0].clocks.processed_ms == events[0].clocks.received_ms == 120_000
+    assert stream.stats.guards.silent_frames == 10_000
+    events = transcribe(stream, speech("five trains left early.", silence_s=1.0))
+    check_promises(events)
+    assert finals(events) == ["five trains left early."]
+    final = next(event for event in events if isinstance(event, Final))
+    assert abs(final.words[0].start_ms - 400_000) <= 240
+    assert events[-1].clocks.processed_ms == events[-1].clocks.received_ms == 402_600
 
 
 def test_the_last_word_of_a_stream_that_breaks_off_is_told() -> None:
@@ -262,6 +267,23 @@ def test_a_flood_is_capped() -> None:
     assert stream.stats.committed_tokens <= 2 + 5 * 2
 
 
+class Flooding(ScriptedBackend):
+    """Never stops, in no turn, and says nothing twice in a row."""
+
+    def _next(self, items: Any) -> int:
+        return 20 + 7 * len(items) ** 2 % 199
+
+
+def test_a_flood_is_translated_as_far_as_the_cache_goes() -> None:
+    """A translation may be four times as long as its transcript: more than the small default's cache can take back."""
+    stream = session(Flooding(ring=Ring(512, 512 + SLACK_TOKENS - 1)), targets=("de",))
+    events = transcribe(stream, speech(" ".join(["the quick brown fox jumps"] * 8), silence_s=1.0))
+    check_promises(events)
+    told = [event for event in events if isinstance(event, Translation)]
+    assert finals(events) and len(told) == len(finals(events)) and all(event.text for event in told)
+    assert stream.stats.guards.capped == stream.stats.hypotheses
+
+
 def test_bad_input_is_refused_and_nothing_heard_is_lost() -> None:
     samples, stream = speech("the quick brown fox"), session()
     events = stream.push(samples[:20_000])
@@ -334,10 +356,10 @@ def test_a_gap_in_which_the_model_fails_keeps_its_time_and_its_events() -> None:
 class GemmaScripted(ScriptedBackend):
     """The scripted ear behind turns, instructions and a SentencePiece-like vocabulary: the 12B's format."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_positions: int | None = None) -> None:
         super().__init__()
         self.tokenizer = gemma_tokenizer()
-        self.config = replace(gemma_config(), longest_segment_s=12.0)
+        self.config = replace(gemma_config(), longest_positions=longest_positions)  # here each letter of a prompt takes one
         self.spec = ModelSpec("gemma", self.config)
         self.prompts = Prompts(self.config, self.tokenizer)
         self.openings: list[str] = []
@@ -376,6 +398,84 @@ def test_the_format_with_instructions_carries_the_last_sentence_over() -> None:
     backend = GemmaScripted()
     transcribe(session(backend, carry_over=False, guards={"tokens_per_second": 100}), samples)
     assert backend.openings[0] == backend.openings[1]
+
+
+class Counting(GemmaScripted):
+    """Notes how many positions a transcript has before it: prompt, audio and tail."""
+
+    def __init__(self, longest_positions: int) -> None:
+        super().__init__(longest_positions)
+        self.before: list[int] = []
+
+    def step(self, work: Any, *, wanted: Any = None) -> Any:
+        tail = self.prompts.tail(Task())
+        self.before += [cache.length + len(tail) for cache, ids in work if ids[: len(tail)].tolist() == tail]
+        return super().step(work, wanted=wanted)
+
+
+def positions(frames: int, glossary: tuple[str, ...] = ()) -> int:
+    """So many that a plain segment may have ``frames`` frames, besides 9 of lead-in and 8 of padding."""
+    prompts = GemmaScripted().prompts
+    return len(prompts.prefix(Task(glossary=glossary))) + len(prompts.tail(Task())) + 9 + 8 + frames
+
+
+@pytest.mark.parametrize(("frames", "carries", "glossary"), [(160, False, ()), (200, True, ("Dragoman", "Özdemir"))])
+def test_no_segment_is_longer_than_the_positions_in_which_the_model_hears(frames: int, carries: bool, glossary: Any) -> None:
+    """Whatever else is in the prompt takes its place from the audio; carried text is left out where it would take half of it."""
+    backend = Counting(positions(frames, glossary))
+    text = "we met them again on monday, and then all five trains left early. " * 3
+    stream = session(backend, glossary=glossary, block_ms=1600, guards={"tokens_per_second": 100})
+    events = transcribe(stream, speech(text, silence_s=1.0))
+    check_promises(events)
+    lengths = [(event.end_ms - event.start_ms) // 40 for event in events if isinstance(event, Final)]
+    assert len(lengths) >= 3 and 3 * frames // 4 <= lengths[0] <= max(lengths) <= frames
+    assert max(backend.before) <= positions(frames, glossary)
+    assert any("The text before" in opening for opening in backend.openings) == carries
+
+
+def test_a_glossary_that_leaves_no_place_to_hear_in_is_refused_at_once() -> None:
+    terms = tuple(f"Dragoman {number}" for number in range(200))
+    backend = GemmaScripted(positions(50))
+    session(backend)
+    with pytest.raises(TaskError, match="leaves 1.96 s for a segment, expected at least 2.00 s"):
+        session(GemmaScripted(positions(49)))
+    with pytest.raises(TaskError, match=r"leaves 0.00 s for a segment, expected at least 2.00 s: shorten the glossary \(200 terms\)"):
+        session(backend, glossary=terms)
+    with pytest.raises(TaskError, match=r"leaves 2.00 s for a segment, expected at least 2.20 s: shorten the glossary \(0 terms\)"):
+        session(backend, endpoint={"pre_roll_ms": 2000})
+    session(GemmaScripted(), glossary=terms)
+    session(ScriptedBackend(), glossary=terms)
+
+
+class Thinking(GemmaScripted):
+    """Thinks before it says anything, in every turn, though an empty thought was primed."""
+
+    def __init__(self, closes: bool = True) -> None:
+        super().__init__()
+        self._thought = [100, *self.tokenizer.encode("thought\nwhat was said?"), *([101] if closes else [106])]
+
+    def _next(self, items: Any) -> int:
+        tokens = [int(value) for kind, value in items if kind == "token"]
+        turn = tokens[len(tokens) - tokens[::-1].index(105) :] if 105 in tokens else []
+        said = turn[turn.index(101) + 1 :] if 101 in turn else self._thought
+        return self._thought[len(said)] if said == self._thought[: len(said)] and len(said) < len(self._thought) else super()._next(items)
+
+
+def test_the_words_behind_a_thought_are_not_lost() -> None:
+    samples = np.concatenate([speech("the quick brown fox", silence_s=1.0), speech("nobody knew", silence_s=1.0)])
+    wish: dict[str, Any] = {"targets": ("de",), "style": "plain", "guards": {"tokens_per_second": 100}}
+    stream = session(Thinking(), **wish)
+    events = transcribe(stream, samples)
+    check_promises(events)
+    assert finals(events) == ["the quick brown fox", "nobody knew"] and events == transcribe(session(GemmaScripted(), **wish), samples)
+    guards = stream.stats.guards
+    assert guards.thoughts >= 6 and (guards.special, guards.loops, guards.answers) == (0, 0, 0)
+
+
+def test_a_thought_without_an_end_is_cut() -> None:
+    stream = session(Thinking(closes=False), guards={"tokens_per_second": 100})
+    assert finals(transcribe(stream, speech("the quick brown fox", silence_s=1.0))) == []
+    assert stream.stats.guards.special == stream.stats.hypotheses and stream.stats.guards.thoughts == 0
 
 
 def test_the_end_is_the_end() -> None:

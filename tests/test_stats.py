@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from dragoman.stream.guards import GuardCounts
 from dragoman.stream.stats import DraftCounts, Stats, add_stats
 
 
@@ -17,6 +18,7 @@ def test_lines_tell_shares_and_what_is_missing() -> None:
     text = "\n".join(stats.lines())
     assert "3 of 4 (75 %)" in text
     assert "no text" in text
+    assert "2 cut at a control token, 3 thoughts taken out," in "\n".join(Stats(GuardCounts(special=2, thoughts=3)).lines())
     assert "first text       640 ms" in "\n".join(Stats(first_text_ms=640).lines())
 
 

@@ -7,7 +7,7 @@ import pytest
 from dragoman.model.errors import TaskError
 from dragoman.stream.events import Event, Final, Formatted, Partial, Translation, TranslationDraft
 
-from .fakes import ScriptedBackend, scripted_translation, speech
+from .fakes import scripted_translation, speech
 from .listeners import check_promises, session, transcribe
 from .test_session import GemmaScripted
 
@@ -57,13 +57,3 @@ def test_a_draft_is_the_translation_of_what_is_committed() -> None:
     assert drafts >= 3
     counts = stream.stats.drafts["translation", "hypothesis"]
     assert 0 < counts.accepted_tokens <= counts.offered_tokens, "the last draft is offered to the next"
-
-
-def test_a_server_behind_schedule_makes_no_drafts() -> None:
-    from dragoman.stream.lag import LEVELS
-
-    stream = session(ScriptedBackend(), translation="draft", targets=("de",))
-    stream.economy = LEVELS[3]
-    events = transcribe(stream, TALK)
-    assert not any(isinstance(event, TranslationDraft) for event in events)
-    assert len([event for event in events if isinstance(event, Translation)]) == 2
