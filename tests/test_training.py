@@ -26,7 +26,7 @@ from dragoman.model.training.heads import fit_heads  # noqa: E402
 from dragoman.model.training.optim import orthogonalise  # noqa: E402
 from dragoman.model.training.package import config_of, mix, package  # noqa: E402
 from dragoman.model.training.precision import autocast, compute_dtype  # noqa: E402
-from dragoman.model.training.rows import IGNORE  # noqa: E402
+from dragoman.model.training.rows import IGNORE, Batch, Row  # noqa: E402
 from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
 from dragoman.model.training.splices import FRAME  # noqa: E402
@@ -216,6 +216,15 @@ def test_each_label_knows_where_its_word_is_heard(tmp_path: Path, tokenizer: tok
         assert (starts.diff() >= 0).all() and starts[-1] > starts[0]
 
 
+def test_words_with_more_letters_than_were_heard_have_no_place(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    """A sentence of the texts may spell a word otherwise than the clip that it is taken from."""
+    batches = make_batches(tmp_path, tokenizer)
+    for heard, known in ((8, True), (7, False)):
+        row = Row()
+        batches._write(row, "the quick", np.arange(heard).tolist(), 1.0)  # pyright: ignore[reportPrivateUsage]
+        assert row.windows and all((low >= 0) is known for low, _ in row.windows)
+
+
 def test_targets_are_delayed_and_follow_the_speed(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     """Row r of a ramp sits at sample 384 r + 192: frame t must read the value at (t - delay + ½) · 640 samples into the clip."""
     store = make_store(tmp_path / "store", features=False)
@@ -370,6 +379,23 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, to
     for (name, a), b in zip(whole.student.state_dict().items(), second.student.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert second.hours_heard == pytest.approx(whole.hours_heard)
+
+
+@pytest.mark.train
+def test_what_was_learnt_before_the_feeder_failed_is_saved(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    class Failing(Batches):
+        def __getitem__(self, step: int) -> Batch:
+            if step == 2:
+                raise IndexError("this row cannot be made")
+            return super().__getitem__(step)
+
+    make_batches(tmp_path, tokenizer)
+    failing = Failing(Speech([(tmp_path / "store", 1.0)], None), tokenizer, BatchOptions(shapes=((96, 3, 1.0),)), seed=7)
+    options = TrainOptions(steps=6, mel_steps=6, log_every=100, threads=1)
+    with pytest.raises(IndexError, match="this row cannot be made"):
+        Trainer(make_student(), failing, tmp_path / "run", options).train()
+    again = Trainer(make_student(), failing, tmp_path / "run", options)
+    assert again.resume() and again.step == 2
 
 
 @pytest.mark.train

@@ -246,7 +246,7 @@ class Batches(Dataset[Batch]):
         encoded = self.tokenizer.encode(words)
         row.tokens += encoded.ids
         spelt = [sum(c != text.SPACE for c in text.ctc_targets(token)) for token in encoded.tokens]
-        if not letters or sum(spelt) != sum(c != text.SPACE for c in text.ctc_targets(words)):
+        if not letters or not len(letters) >= sum(spelt) == sum(c != text.SPACE for c in text.ctc_targets(words)):
             row.windows += [(-1, -1)] * len(spelt)
             return
         first, delay, at = row.samples / FRAME, self.options.delay_frames, 0

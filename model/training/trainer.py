@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ class Trainer:
             prefetch_factor=4,
             worker_init_fn=_leave_signals_to_the_loop,
         )
-        for batch in loader:
+        for batch in self._saved_from(loader):
             begin = time.monotonic()
             recent.append(self.update(batch))
             self.seconds_run += time.monotonic() - begin
@@ -134,6 +134,14 @@ class Trainer:
             if self.stop_asked:
                 break
         self.save()
+
+    def _saved_from(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The loader's batches. What has been learnt is saved before an error of the feeder ends the run."""
+        try:
+            yield from loader
+        except Exception:
+            self.save()
+            raise
 
     def update(self, batch: Batch) -> dict[str, float]:
         """One step of both optimisers. A batch whose gradient is not finite is skipped and counted."""
@@ -188,6 +196,9 @@ class Trainer:
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:
-    """A feeder that dies of the same Ctrl-C would take the loop down before it can save."""
+    """A feeder that dies of the same Ctrl-C would take the loop down before it can save: it gets a group of its own. A signal that is meant
+    for the feeder ends it, or the loop could not end it either."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL)
