@@ -1,5 +1,6 @@
 """Whether a text was said in the audio, or is a model's answer to it: a model with instructions may reply to a question that it hears,
-describe the recording, or refuse. Judged from the text, the language asked for, and how much can be said in the time.
+describe the recording, refuse, or write its prompt once more. Judged from the text, the language asked for, and how much can be said
+in the time.
 
 An answer as short and plain as speech is not found here: nothing in its text tells it from what was said.
 """
@@ -10,11 +11,12 @@ import re
 import unicodedata
 from typing import Literal
 
-Doubt = Literal["rate", "assistant", "phrase", "description", "language"]
+Doubt = Literal["rate", "assistant", "phrase", "description", "language", "echo"]
 # A speaker, too, may say these: believed when the model says the very same with a firmer prompt.
 PARDONED: frozenset[Doubt] = frozenset(("phrase", "description", "language"))
 
 _FLOOR_WORDS = 4
+_ECHO_WORDS = (3, 5)  # of a carried sentence: with fewer it is no echo, with more it is one already
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI")
 _MARKS_OF_A_WORD = 2  # in scripts without spaces
 _LEAST_LETTERS, _LEAST_SCRIPT_SHARE = 10, 0.3
@@ -111,6 +113,14 @@ def doubt(text: str, *, language: str, audio_s: float, words_per_second: float) 
     if _DESCRIPTION.match(low) or _BRACKETED.fullmatch(text):
         return "description"
     return "language" if _is_foreign(text, language) else None
+
+
+def echoes(text: str, carried: str) -> bool:
+    """Whether ``text`` begins as the sentence before it, which stood in its prompt: such a model writes it again in each segment."""
+    said, before = (re.findall(r"\w+", each.casefold()) for each in (text, carried))
+    least, enough = _ECHO_WORDS
+    count = min(len(before), enough)
+    return count >= least and said[:count] == before[:count]
 
 
 def count_words(text: str) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..model.config import SpecialIds
 from ..model.tokenizer import Tokenizer
-from .answers import Doubt, doubt
+from .answers import Doubt, doubt, echoes
 
 _CHANNEL_NAMES = ("<|channel>", "<channel|>")  # what stands between them is thought, and not said
 _CONTROL_NAMES = ("<|turn>", "<turn|>", *_CHANNEL_NAMES, "<|think|>", "<|transcribe|>")
@@ -24,7 +24,7 @@ class GuardCounts:
     loops: int = 0  # hypotheses cut at a repetition
     special: int = 0  # hypotheses cut at a token that is not text
     thoughts: int = 0  # hypotheses that a thought was taken out of
-    answers: int = 0  # hypotheses that were a model's answer to the audio
+    answers: int = 0  # hypotheses that were a model's answer to the audio, or its prompt once more
     reheard: int = 0  # segments heard again with a firmer prompt because of one
     silent_frames: int = 0  # frames that never reached the model
 
@@ -89,9 +89,10 @@ class Guards:
         self.counts.loops += 1
         return max(0, cut - len(committed)), True
 
-    def doubt(self, text: str, audio_s: float) -> Doubt | None:
-        """Why a segment's whole text may be an answer to its audio; None: it may have been said."""
-        found = doubt(text, language=self._language, audio_s=audio_s, words_per_second=self._words_per_second)
+    def doubt(self, text: str, audio_s: float, carried: str = "") -> Doubt | None:
+        """Why a segment's whole text may be an answer to its audio, or the ``carried`` text of its prompt; None: it may have been said."""
+        speed = self._words_per_second
+        found = "echo" if echoes(text, carried) else doubt(text, language=self._language, audio_s=audio_s, words_per_second=speed)
         self.counts.answers += found is not None
         return found
 

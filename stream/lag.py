@@ -1,6 +1,6 @@
 """The lag contract: what is saved, in which order, when a machine cannot keep up. Pure; the clock is the caller's.
 
-    0 as configured → 1 larger blocks → 2 fewer hypotheses → 3 no drafts of translations → 4 new sessions are refused
+    0 as configured → 1 larger blocks → 2 fewer hypotheses → 3 no drafts of translations, still fewer hypotheses → 4 no new sessions
 
 Audio is never dropped, and what is committed at last is the same kind of text at every level: only how soon it shows differs.
 """
@@ -25,8 +25,8 @@ LEVELS: tuple[Economy, ...] = (
     Economy(),
     Economy(block_factor=LARGEST_FACTOR),
     Economy(block_factor=LARGEST_FACTOR, hypothesis_every=2),
-    Economy(block_factor=LARGEST_FACTOR, hypothesis_every=2, translation_drafts=False),
-    Economy(block_factor=LARGEST_FACTOR, hypothesis_every=2, translation_drafts=False),
+    Economy(block_factor=LARGEST_FACTOR, hypothesis_every=3, translation_drafts=False),
+    Economy(block_factor=LARGEST_FACTOR, hypothesis_every=3, translation_drafts=False),
 )
 REFUSING = len(LEVELS) - 1
 

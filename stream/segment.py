@@ -39,9 +39,11 @@ class Segment:
         drafting: Drafting,
         max_draft: int,
         reopen: Callable[[], Job[Cache]] | None = None,
+        carried: str = "",
     ) -> None:
         """``first_frame``: where the segment begins, counted from the beginning of the stream. ``reopen``: a fresh cache with a firmer
-        prompt, for a model that may answer what it hears; without it nothing is checked for answers."""
+        prompt, for a model that may answer what it hears; without it nothing is checked for answers. ``carried``: the text before it
+        that stands in the prompt of ``cache``, and not in the firmer one."""
         self.cache, self.transcript, self.first_frame = cache, transcript, first_frame
         self.lead_in: list[Floats] = []  # frames from before the segment, heard with its first ones
         self.waiting: list[Floats] = []  # frames [frame_samples], not yet in the trunk
@@ -49,6 +51,7 @@ class Segment:
         self.padded_frames = 0  # of faint noise behind them
         self.looped = False  # or answered: its text must not lead the next segment astray
         self._reopen, self._is_firm, self._insisted = reopen, False, False
+        self._carried = carried
         self._frames: list[Floats] = []  # [n, frame_samples] each; kept as long as they may have to be heard again
         self._translated: dict[str, Sequence[int]] = {}  # the last draft for each target
         self._prompts, self._task, self._guards, self._stats = prompts, task, guards, stats
@@ -117,7 +120,7 @@ class Segment:
     ) -> Job[tuple[Hypothesis, int]]:
         """The hypothesis if it may have been said. Else the segment is heard again with a firmer prompt; what answers that is dropped."""
         said = self._whole(found.ids[:kept])
-        doubt = self._guards.doubt(said, audio_s)
+        doubt = self._guards.doubt(said, audio_s, "" if self._is_firm else self._carried)
         if doubt is not None and not self._is_firm:
             yield from self._hear_again()
             found, kept = yield from self._say(draft, limit_tokens)

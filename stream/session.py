@@ -280,6 +280,7 @@ class Session:
             drafting=self.drafting,
             max_draft=most if asked is None else min(asked, most),
             reopen=(lambda: self._openings.open_firmly(self.task)) if self._prompts.instructed else None,
+            carried=carried,
         )
         segment.lead_in, segment.waiting = self._lead_in(before), waiting
         self._segment, self._told_tail = segment, ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from dragoman.model.errors import BackendError
-from dragoman.stream.answers import count_words, doubt
+from dragoman.stream.answers import count_words, doubt, echoes
 from dragoman.stream.events import Event, Final
 from dragoman.stream.session import Session
 
@@ -220,6 +221,52 @@ def test_a_failure_while_it_is_heard_again_loses_nothing() -> None:
     events += stream.finish()
     check_promises(events)
     assert failures == 1 and finals(events) == [TEXT]
+
+
+@pytest.mark.parametrize(
+    ("text", "carried", "is_one"),
+    [
+        ("All left early.", "all left early", True),
+        ("all left early. nobody knew", "All left early.", True),
+        ("all left", "All left early.", False),
+        ("The quick brown fox jumps", "the quick brown fox jumps over the dog", True),
+        ("the quick brown fox sleeps", "the quick brown fox jumps over the dog", False),
+        ("Thank you.", "Thank you.", False),
+        ("anything at all", "", False),
+    ],
+)
+def test_an_echo_is_the_beginning_of_the_sentence_before(text: str, carried: str, is_one: bool) -> None:
+    assert echoes(text, carried) is is_one
+
+
+class Echoing(GemmaScripted):
+    """Writes the sentence of its prompt wherever there is one."""
+
+    def _next(self, items: Any) -> int:
+        tokens = [int(value) for kind, value in items if kind == "token"]
+        _, mark, before = self.tokenizer.decode(tokens[: tokens.index(101)] if 101 in tokens else []).partition("before this segment was: ")
+        if not mark:
+            return super()._next(items)
+        said = tokens[len(tokens) - tokens[::-1].index(101) :]
+        wanted = self.tokenizer.encode("all left early." if "all left early." in before else before.split("\n")[0])
+        return wanted[len(said)] if len(said) < len(wanted) else 106
+
+
+def test_the_sentence_before_is_not_written_again() -> None:
+    texts = ["all left early.", "nobody knew why", "we met them again", "five trains"]
+    samples = np.concatenate([speech(text, silence_s=1.0) for text in texts])
+    for backend, reheard in ((Echoing(), 3), (GemmaScripted(), 0)):
+        stream = session(backend, guards={"tokens_per_second": 100})
+        events = transcribe(stream, samples, cuts=range(0, len(samples), 1600))
+        check_promises(events)
+        assert finals(events) == texts and stream.stats.guards.reheard == reheard
+
+
+def test_who_says_a_sentence_twice_is_believed() -> None:
+    samples = np.concatenate([speech("all left early.", silence_s=1.0)] * 3)
+    stream = session(GemmaScripted(), guards={"tokens_per_second": 100})
+    assert finals(transcribe(stream, samples, cuts=range(0, len(samples), 1600))) == ["all left early."] * 3
+    assert stream.stats.guards.reheard == 2
 
 
 def test_a_model_without_instructions_is_not_judged() -> None:

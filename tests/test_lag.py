@@ -118,7 +118,7 @@ def test_drafts_of_translations_are_saved_before_the_captions(level: int) -> Non
     stream.economy = LEVELS[level]
     text = "the quick brown fox jumps over a lazy dog. we met them again on monday, and then all five trains left early."
     events = transcribe(stream, speech(text, silence_s=1.0))
-    assert len([event for event in events if isinstance(event, Partial) and event.delta]) >= 2
+    assert len([event for event in events if isinstance(event, Partial) and event.delta]) >= (2 if level < 3 else 1)
     assert any(isinstance(event, TranslationDraft) for event in events) == (level < 3)
     assert len([event for event in events if isinstance(event, Translation)]) == 1
 
