@@ -19,6 +19,7 @@ from .container import ContainerDecoder
 from .deepgram_query import CONTAINER, Listening, read_query
 from .engine import Engine
 from .events import Committed, Event, Final, Partial, SpeechStarted, Word, whole_words
+from .lag import LagSigns
 from .live import Stream
 from .protocol import CLOSE_CODES, LARGEST_TEXT_BYTES, Failure, Progress, WireError, mapping_of
 
@@ -39,20 +40,21 @@ class Results:
         self._wish, self._metadata = wish, metadata
         self._is_open = self._cut = False
         self._start_ms = 0
-        self._text, self._words = "", list[Word]()
+        self._text, self._tail, self._words = "", "", list[Word]()
         self._utterance_end_ms: int | None = None  # end of the last word, until it is told
 
     def tell(self, event: Event) -> Iterator[Message]:
         """What the client is told of an event."""
         if isinstance(event, SpeechStarted):
-            self._is_open, self._start_ms, self._text, self._words = True, event.at_ms, "", []
+            self._is_open, self._start_ms = True, event.at_ms
+            self._text, self._tail, self._words = "", "", []
             if self._wish.vad_events:
                 yield {"type": "SpeechStarted", "channel": _CHANNEL, "timestamp": event.at_ms / 1000}
         elif isinstance(event, Partial):
-            self._text += event.delta
+            self._text, self._tail = self._text + event.delta, event.tail
             self._words += event.words
             if self._wish.interim_results:
-                yield self._result(self._text + event.tail, self._words, self._start_ms, event.clocks.processed_ms)
+                yield self.so_far(event.clocks.processed_ms)
         elif isinstance(event, Final):
             yield self._final(event)
         elif isinstance(event, Committed):
@@ -67,6 +69,12 @@ class Results:
         if gap_ms is not None and last_ms is not None and not self._is_open and processed_ms - last_ms >= gap_ms:
             self._utterance_end_ms = None
             yield {"type": "UtteranceEnd", "channel": _CHANNEL, "last_word_end": last_ms / 1000}
+
+    def so_far(self, processed_ms: int) -> Message:
+        """The interim result that ends where the audio is heard so far. Empty if no segment is open, or such text was not asked for."""
+        if self._is_open and self._wish.interim_results:
+            return self._result(self._text + self._tail, self._words, self._start_ms, processed_ms)
+        return self._result("", (), processed_ms, processed_ms)
 
     def _final(self, event: Final) -> Message:
         self._is_open, self._cut = False, event.reason == "commit"
@@ -172,12 +180,15 @@ class ListenConnection(Connection):
     async def _write(self, stream: Stream, wish: Listening) -> None:
         name = self._engine.loaded.backend.spec.name
         model = {"name": name, "version": "", "arch": "encoder-free"}
-        results = Results(wish, {"request_id": self._id, "model_info": model, "model_uuid": ""})
+        results, signs = Results(wish, {"request_id": self._id, "model_info": model, "model_uuid": ""}), LagSigns()
         async for item in stream.follow(self):
             if isinstance(item, tuple):
                 told = results.tell(item[1])
             elif isinstance(item, Progress):
-                told = results.pass_time(item.clocks["processed_ms"])
+                processed_ms = item.clocks["processed_ms"]
+                told = [*results.pass_time(processed_ms)]
+                if signs.due(stream.behind_ms(self._engine.clock()), stream.lag_ms) is not None:
+                    told.append(results.so_far(processed_ms))
             else:
                 continue  # the server is stopping: the protocol has no word for it
             for message in told:

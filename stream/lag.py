@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LARGEST_FACTOR = 2  # by which a block may grow
+_LATE_MS = 5000  # a client whose text comes so late has to know
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +88,26 @@ class Schedule:
     def excuse(self) -> None:
         """What waits at present waits for the client, not for the machine."""
         self._began = None
+
+
+class LagSigns:
+    """When a client is told how late its text comes: more than 5 s, whenever that has doubled, and once it has caught up.
+
+    Audio of clients that are read on (``live.Stream.reads_on``) may wait for minutes, and their protocols have no word for that.
+    """
+
+    def __init__(self) -> None:
+        self._next_ms = _LATE_MS
+
+    def due(self, behind_ms: float, lag_ms: int) -> int | None:
+        """How far a stream is behind, in ms, if its client is to be told so now. ``behind_ms``: behind schedule; ``lag_ms``: heard less
+        than was received, which is all that can be late of a sender that is read on."""
+        late_ms = min(round(behind_ms), lag_ms)
+        if late_ms > self._next_ms:
+            while late_ms > self._next_ms:
+                self._next_ms *= 2
+        elif self._next_ms > _LATE_MS and late_ms < _LATE_MS / 2:
+            self._next_ms = _LATE_MS
+        else:
+            return None
+        return late_ms

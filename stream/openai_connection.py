@@ -15,6 +15,7 @@ from ..model.errors import TaskError
 from .connection import Connection
 from .engine import Engine
 from .events import Event
+from .lag import LagSigns
 from .live import Stream
 from .openai_session import AudioFormat, EventError
 from .protocol import CLOSE_CODES, LARGEST_AUDIO_BYTES, Failure, WireError, failure, mapping_of
@@ -34,6 +35,7 @@ class OpenAIConnection(Connection):
         self._began_s: float | None = None  # of the engine's clock: when the first stream was opened
         self._replacing = False
         self._pending = False  # audio that nothing was asked about yet
+        self._signs = LagSigns()
 
     # What a subclass says
 
@@ -105,7 +107,7 @@ class OpenAIConnection(Connection):
         while True:
             stream = await self._opened.get()
             async for item in stream.follow(self):
-                for told in self._tell(item[1]) if isinstance(item, tuple) else ():
+                for told in self._tell(item[1]) if isinstance(item, tuple) else self._tell_lag(stream):
                     await self._send(told)
             if not self._replacing:  # the client has closed, or the server is stopping
                 for told in self._last(None):
@@ -114,6 +116,12 @@ class OpenAIConnection(Connection):
             self._engine.discard(stream)
             self._heard(stream.inbox.received_ms)
             self._ended.set()
+
+    def _tell_lag(self, stream: Stream) -> Iterator[ServerEvent]:
+        """Ours: clients pass over a type that they do not know."""
+        behind_ms = self._signs.due(stream.behind_ms(self._engine.clock()), stream.lag_ms)
+        if behind_ms is not None:
+            yield {"type": "dragoman.lag", "behind_ms": behind_ms}
 
     @property
     def _model(self) -> str:

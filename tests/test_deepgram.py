@@ -16,7 +16,7 @@ from dragoman.stream import g711
 from dragoman.stream.config import SessionOptions
 from dragoman.stream.deepgram import Results
 from dragoman.stream.deepgram_query import IGNORED, REFUSED, Listening, read_query
-from dragoman.stream.events import Clocks, Final, Word
+from dragoman.stream.events import Clocks, Final, Partial, SpeechStarted, Word
 from dragoman.stream.protocol import LARGEST_AUDIO_BYTES, WireError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -349,8 +349,9 @@ def listening(query: str = PLAIN) -> Listening:
 def test_the_query_sets_the_session() -> None:
     assert listening().asked == {"targets": ()}
     asked = listening(PLAIN + "&language=de-CH&keyterm=Fuchs&keywords=Hund:2.5&endpointing=10").asked
-    assert (asked["language"], asked["glossary"]) == ("de", ("Fuchs", "Hund"))
-    assert asked["endpoint"]["hangover_ms"] == 320, "not in every gap between two words"
+    options = SessionOptions.model_validate(asked)
+    assert (options.language, options.glossary) == ("de", ("Fuchs", "Hund"))
+    assert options.endpoint.hangover_ms == 320, "not in every gap between two words"
 
 
 def test_options_that_ask_for_nothing_are_no_error() -> None:
@@ -369,6 +370,26 @@ def test_a_confidence_is_the_models_own() -> None:
     assert [word["confidence"] for word in best["words"]] == pytest.approx([0.5, 0.7]) and best["confidence"] == pytest.approx(0.6)
     (empty,) = results.tell(Final(Clocks(900, 900, 900), 1, "", "", (), 0, 800, "silence"))
     assert empty["channel"]["alternatives"][0] == {"transcript": "", "confidence": 0.0, "words": []}
+
+
+@pytest.mark.parametrize("interim", [True, False])
+def test_a_sign_takes_no_text_back_and_brings_none_that_was_not_asked_for(interim: bool) -> None:
+    """The result that tells a client how far its audio is heard, in the middle of a segment and after it."""
+    metadata = {"request_id": "", "model_info": {"name": "", "version": "", "arch": ""}, "model_uuid": ""}
+    results = Results(listening(PLAIN + "&interim_results=true" if interim else PLAIN), metadata)
+
+    def sign(processed_ms: int) -> tuple[str, int, float, float]:
+        told = results.so_far(processed_ms)
+        types.ListenV1Results.model_validate(told)
+        assert not (told["is_final"] or told["speech_final"] or told["from_finalize"])
+        return text_of(told), len(told["channel"]["alternatives"][0]["words"]), told["start"], told["duration"]
+
+    at, dogs = Clocks(900, 900, 900), Word(" Dogs", 200, 400, 0.0)
+    told = [*results.tell(SpeechStarted(at, 0, 200)), *results.tell(Partial(at, 0, " Dogs", " bar", (dogs,)))]
+    assert [text_of(message) for message in told] == ["Dogs bar"] * interim
+    assert sign(1200) == (("Dogs bar", 1, 0.2, 1.0) if interim else ("", 0, 1.2, 0.0))
+    list(results.tell(Final(at, 0, " bark", " Dogs bark", (dogs,), 200, 800, "silence")))
+    assert sign(2500) == ("", 0, 2.5, 0.0)
 
 
 def test_a_segment_that_was_cut_for_length_is_final_but_no_end_of_speech() -> None:

@@ -6,15 +6,20 @@ them unmodified, and docs/protocol.md says when that was done and with which ver
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dragoman.stream.lag import LagSigns
 
 from .fakes import speech
 from .live import make_engine, run, serving
 from .test_openai_realtime import COMMIT, COMPLETED, appends, check_items, converse, told_of
 
+PAGE = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
 TALK = np.concatenate([speech("the quick brown fox", silence_s=1.0), speech("five trains left early.", silence_s=1.0)])
 PCM = {"rate": 24000, "type": "audio/pcm"}
 LIVEKIT_VAD = {"type": "server_vad", "prefix_padding_ms": 600, "silence_duration_ms": 350, "threshold": 0.5}
@@ -83,3 +88,38 @@ def test_turns_that_both_sides_end() -> None:
     assert [text for text in check_items(events) if text] == ["the quick brown fox", "five trains left early."], (
         "nothing twice, nothing lost"
     )
+
+
+SAID = (COMPLETED, "transcript", ["the quick brown fox", "five trains left early."])
+TRANSLATED = ("session.output_transcript.delta", "delta", ["dethe dequick debrown defox", " defive detrains deleft deearly."])
+
+
+@pytest.mark.parametrize(
+    ("door", "last", "key", "texts"), [("transcription", *SAID), ("translation", *TRANSLATED)], ids=["transcription", "translation"]
+)
+def test_the_client_library_passes_over_our_own_event(
+    door: str, last: str, key: str, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As LiveKit's and Pipecat's plugins do, which look for the types that they know. Here it comes as often as it can."""
+    openai: Any = pytest.importorskip("openai", reason="needs the extra dev")
+    (example,) = re.findall(r"<!-- ours on OpenAI's sockets: server -->\n```json\n(.*?)```", PAGE, re.DOTALL)
+    shown = json.loads(example)
+    monkeypatch.setattr(LagSigns, "due", lambda *_: shown["behind_ms"])
+
+    async def test() -> list[Any]:
+        async with serving(make_engine(targets=["de"])) as live:
+            client, events = openai.AsyncOpenAI(base_url=live.http + "/v1", api_key="none is needed"), list[Any]()
+            translates = door == "translation"
+            sockets, query = client.realtime.translations if translates else client.realtime, {"intent": "transcription"}
+            async with sockets.connect(model="any", extra_query={} if translates else query) as connection:
+                for message in appends(TALK):
+                    await (connection.session if translates else connection).input_audio_buffer.append(audio=message["audio"])
+                while [event.type for event in events].count(last) < 2 or shown["type"] not in [event.type for event in events]:
+                    events.append(await connection.recv())
+            await client.close()
+            return events
+
+    events = run(test())
+    signs = [event.to_dict() for event in events if event.type == shown["type"]]
+    assert all({**sign, "event_id": shown["event_id"]} == shown for sign in signs)
+    assert [getattr(event, key) for event in events if event.type == last] == texts

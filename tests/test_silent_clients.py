@@ -1,4 +1,5 @@
-"""Clients that have nothing to say for a while, on each socket: who is there stays, who is gone is found out. Time is put forward."""
+"""Clients that have nothing to say for a while, on each socket: who is there stays, who is gone is found out. And a server that has nothing
+to say for a while, because it is behind: it says so. Time is put forward."""
 
 from __future__ import annotations
 
@@ -8,11 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 import pytest
+from dragoman.model.backend import Floats
 from websockets.asyncio.client import ClientConnection, connect
 
 from .fakes import speech
-from .live import Live, breath, make_engine, pcm, run, serving
+from .listeners import LoudnessVad, silence
+from .live import Clock, Live, breath, make_engine, pcm, run, serving
 from .patience import LoopClock, run_ahead
 from .test_native import rest_of
 
@@ -50,10 +54,21 @@ async def say(socket: ClientConnection, protocol: str, text: str) -> None:
         await socket.send(json.dumps({"type": "commit" if protocol == "native" else "Finalize"}))
 
 
-async def heard(socket: ClientConnection) -> str:
-    """The next finished text."""
+async def send(socket: ClientConnection, protocol: str, samples: Floats) -> None:
+    """Audio as it is, after the first turn of push-to-talk."""
+    audio = pcm(samples)
+    if protocol == "openai":
+        await socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(audio).decode()}))
+    else:
+        await socket.send(audio)
+
+
+async def heard(socket: ClientConnection, all_told: list[dict[str, Any]] | None = None) -> str:
+    """The next finished text. ``all_told``: takes everything up to it."""
     while True:
         told = json.loads(await socket.recv())
+        if all_told is not None:
+            all_told.append(told)
         assert told["type"] not in ("error", "Error"), told
         if told["type"] == "final":
             return told["text"].strip()
@@ -145,13 +160,69 @@ def test_pings_get_through_to_a_server_that_is_behind(protocol: str) -> None:
             await heard(socket)
             (stream,) = live.engine.streams.values()
             stream.prepare = lambda: False  # type: ignore[method-assign]  # nothing is heard any more
-            audio = pcm(speech(WORDS[0])) * 10
             for _ in range(16):
-                if protocol == "openai":
-                    await socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(audio).decode()}))
-                else:
-                    await socket.send(audio)
+                await send(socket, protocol, np.tile(speech(WORDS[0]), 10))
             await (await socket.ping())
             assert stream.inbox.waiting_ms > 60_000
 
     run(test())
+
+
+class PacedVad(LoudnessVad):
+    """As on a machine that takes ``pace`` seconds for each second of audio."""
+
+    def __init__(self, clock: Clock, pace: float) -> None:
+        self._clock, self._pace = clock, pace
+
+    def is_speech(self, frame: Floats) -> bool:
+        self._clock.now_s += self._pace * len(frame) / 16_000
+        return super().is_speech(frame)
+
+
+def told_at(pace: float, protocol: str) -> list[dict[str, Any]]:
+    """All that a client is told that says a little, then sends half a minute of silence at once and says a little more."""
+
+    async def test() -> list[dict[str, Any]]:
+        clock, told = Clock(), list[dict[str, Any]]()
+        engine = make_engine(queue_ms=1000, clock=clock, make_vad=lambda: PacedVad(clock, pace))
+        async with serving(engine) as live, quiet(live, protocol) as socket:
+            await say(socket, protocol, WORDS[0])
+            assert await heard(socket, told) == WORDS[0]
+            (stream,) = live.engine.streams.values()
+            stream.prepare = lambda: False  # type: ignore[method-assign]  # until all is there
+            for _ in range(3):  # a message has its limit
+                await send(socket, protocol, silence(10.0))
+            while stream.inbox.waiting_ms < 30_000:
+                await breath()
+            del stream.prepare
+            await say(socket, protocol, WORDS[1])
+            assert await heard(socket, told) == WORDS[1]
+            return told
+
+    return run(test())
+
+
+def signs_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Nobody has asked for interim results: one that comes all the same is a sign."""
+    return [message for message in told if message["type"] == "dragoman.lag" or message["type"] == "Results" and not message["is_final"]]
+
+
+def test_a_client_of_openais_protocol_is_told_that_the_server_is_behind() -> None:
+    """Beyond 5 s, each time that this has doubled, and once when all is heard that was sent."""
+    signs = signs_of(told_at(4.0, "openai"))
+    assert all(set(sign) == {"type", "event_id", "behind_ms"} for sign in signs)
+    first, second, third, last = [sign["behind_ms"] for sign in signs]
+    assert 5_000 < first <= 10_000 < second <= 20_000 < third <= 25_000 and last < 2_500
+
+
+def test_a_client_of_deepgrams_protocol_is_told_that_the_server_is_behind() -> None:
+    """At the same times, by empty results that end where the audio is heard so far: from that its users reckon how late their text is."""
+    signs = signs_of(told_at(4.0, "deepgram"))
+    assert all((sign["channel"]["alternatives"][0]["transcript"], sign["duration"]) == ("", 0) for sign in signs)
+    assert [sign["start"] for sign in signs] == pytest.approx([3.4, 5.2, 8.4, 31.4], abs=0.8)
+
+
+@pytest.mark.parametrize("protocol", ["openai", "deepgram"])
+def test_a_server_that_hears_faster_than_a_client_may_speak_is_not_behind(protocol: str) -> None:
+    """However much has been sent at once."""
+    assert signs_of(told_at(0.5, protocol)) == []

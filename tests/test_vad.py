@@ -35,6 +35,14 @@ def test_speech_is_told_from_silence(kind: VadKind, frames: Floats) -> None:
     assert sum(quiet.is_speech(np.zeros(640, np.float32)) for _ in range(100)) <= 2
 
 
+def test_speech_is_heard_after_minutes_of_silence(frames: Floats) -> None:
+    """WhisperLiveKit #106 hung after 370 s of it. The state of a recurrent network must not drift away either."""
+    fresh, waited = make_vad("silero"), make_vad("silero")
+    assert not any(waited.is_speech(np.zeros(640, np.float32)) for _ in range(400 * 25))
+    differs = [fresh.is_speech(frame) != waited.is_speech(frame) for frame in frames]
+    assert sum(differs) <= 2, "a frame at an edge of speech, at most"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_stream_has_its_own_state(kind: VadKind, frames: Floats) -> None:
     alone = make_vad(kind)
