@@ -77,8 +77,10 @@ async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
         language=wanted.language,
         targets=wanted.targets,
         block_ms=wanted.block_ms,
+        live=wanted.file is None,
         key=wanted.key,
         restarted=_tell_restart,
+        unreachable=_tell_unreachable,
     )
     if wanted.key and remote.is_in_the_clear:
         sys.stderr.write(f"the key crosses the network in the clear to {remote.url}; expected wss:// or https://\n")
@@ -109,7 +111,12 @@ async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
 
 def _tell_restart(restart: Restart) -> None:
     lost = f"; {restart.lost_ms / 1000:.1f} s before that are lost" if restart.lost_ms else ""
-    sys.stderr.write(f"the server has lost this session; another one goes on from {restart.at_ms / 1000:.1f} s{lost}\n")
+    what = "ended" if restart.ended else "lost"
+    sys.stderr.write(f"the server has {what} this session; another one goes on from {restart.at_ms / 1000:.1f} s{lost}\n")
+
+
+def _tell_unreachable(why: Exception) -> None:
+    sys.stderr.write(f"{why}; trying again\n")
 
 
 async def _send(remote: Remote, feed: _Feed) -> None:

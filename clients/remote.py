@@ -1,5 +1,5 @@
 """A stream through a server, for programs: audio in, events out. Survives lost connections without losing or repeating a word, and a
-server that was killed: the next one hears again what was not yet told to the end.
+server that was killed: the next one hears again what was not yet told to the end. A live stream outlasts its sessions, and any outage.
 
 async with Remote("localhost:8000", sample_rate=16_000) as remote:
     ...                                  # await remote.send(pcm) from another task, await remote.finish() at the end
@@ -43,16 +43,19 @@ _KEPT_S = 120  # the same and what was not yet told to the end, for a server tha
 _FRUITLESS = 3  # servers in a row that were lost before they told anything: it may be this audio that kills them
 _MESSAGE_MS = 250
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+_PASSING = ("idle", "draining")  # why a session may break off although the same client is welcome, here or at the next server
 _SILENCE_S = 45.0  # without a byte of a server, which pings every 20 s: the network has died, and nobody will ever say so
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The server no longer knew the session: it was killed, or had waited too long. Another session hears the stream from ``at_ms`` on.
-    ``lost_ms`` of audio before that were no longer kept here; a Dropped event tells where."""
+    """Another session hears the stream from ``at_ms`` on: the server no longer knew the one before (it was killed, or had waited too long),
+    or has ``ended`` that of a live stream (it stops, or the time is up). ``lost_ms`` of audio before that were no longer kept here; a
+    Dropped event tells where."""
 
     at_ms: int
     lost_ms: int = 0
+    ended: bool = False
 
 
 class _Clocked(ClientConnection):
@@ -89,14 +92,20 @@ class Remote:
         translation: Literal["stable", "draft"] | None = None,
         block_ms: int | None = None,
         hold_back_words: int | None = None,
+        # What audio it is
+        live: bool = False,
         # Access
         key: str | None = None,
         # Parts that may be given
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         restarted: Callable[[Restart], None] = lambda _: None,
+        unreachable: Callable[[Exception], None] = lambda _: None,
     ) -> None:
-        """``url``: of the server, e.g. "localhost:8000". ``key``: of a server that asks for one. ``pause``: waits so many seconds before
-        another try to connect. ``restarted``: is told when the server has lost the session.
+        """``url``: of the server, e.g. "localhost:8000". ``live``: the audio is a microphone's, which neither waits nor ends by itself:
+        until ``finish``, a server that is away is waited for without end, a session that it ends is followed by another, and of audio
+        that no server has the newest two minutes are kept (Dropped events tell of the rest). ``key``: of a server that asks for one.
+        ``pause``: waits so many seconds before another try to connect. ``restarted``: is told when another session goes on with the
+        stream. ``unreachable``: is told why a lost connection could not be restored at once.
 
         Raises ConfigError for a URL that is none or a value out of range, AudioFormatError for an encoding that no server takes.
         """
@@ -122,14 +131,15 @@ class Remote:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._pause, self._restarted = pause, restarted
-        self._restarts: list[Restart] = []
+        self._live = live
+        self._pause, self._restarted, self._unreachable = pause, restarted, unreachable
+        self._restarts: deque[Restart] = deque(maxlen=_FRUITLESS)
         self._outbox = Outbox(_SAMPLE_BYTES[encoding] * channels, sample_rate * _MESSAGE_MS // 1000, sample_rate * _KEPT_S)
         self._most_samples = sample_rate * _UNCONFIRMED_S
         self._retelling = Retelling(formatted=style is not None)
-        self._seq = 0
+        self._session, self._seq = "", 0  # the present session, if there is one, and its newest event
         self._first_sample = 0  # of the stream, that the present session has heard
-        self._finished = False
+        self._finished = self._finish_sent = False
         self._error: Exception | None = None
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue(maxsize=1000)
         self._more, self._room = asyncio.Event(), asyncio.Event()
@@ -156,13 +166,15 @@ class Remote:
             await self._socket.close()
 
     async def send(self, pcm: bytes, *, last: bool = False) -> None:
-        """Whole samples of all channels; ``last``: nothing comes after them. Waits while too much is on its way, so events must be
-        read at the same time. Raises what has ended the stream."""
+        """Whole samples of all channels; ``last``: nothing comes after them. Unless the stream is live, waits while too much is on its way,
+        so events must be read at the same time. Raises what has ended the stream."""
         self._check()
         self._outbox.add(pcm)
+        if self._live:
+            self._outbox.keep_newest()
         self._finished = last
         self._more.set()
-        while self._outbox.waiting_samples > self._most_samples:
+        while not self._live and self._outbox.waiting_samples > self._most_samples:
             self._room.clear()
             await self._room.wait()
             if self._error is not None:
@@ -198,7 +210,7 @@ class Remote:
     # The connection
 
     async def _run(self, socket: _Clocked) -> None:
-        """Talk; come back after every loss, for as long as a server that is there keeps sessions."""
+        """Talk; come back after every loss."""
         try:
             while not await self._talk(socket):
                 socket = await self._reopen()
@@ -208,7 +220,8 @@ class Remote:
             await self._events.put(error)
 
     async def _talk(self, socket: _Clocked) -> bool:
-        """Send and receive until Ended (True) or until the connection is lost (False). Raises what the server complains of."""
+        """Send and receive until the stream has ended (True) or until another connection has to go on with it (False). Raises what the
+        server complains of."""
         reader, sender = asyncio.create_task(self._read(socket)), asyncio.create_task(self._send_all(socket))
         try:
             await asyncio.wait((reader, sender), return_when=asyncio.FIRST_COMPLETED)
@@ -217,6 +230,10 @@ class Remote:
             return await reader
         except ConnectionClosed:
             return False
+        except WireError as error:
+            if not self._live or error.code not in _PASSING:
+                raise
+            return False
         finally:
             for task in (reader, sender):
                 task.cancel()
@@ -224,7 +241,7 @@ class Remote:
             await socket.close()
 
     async def _read(self, socket: _Clocked) -> bool:
-        """Until Ended (True) or until nothing more comes (False)."""
+        """Until the stream has ended (True) or until nothing more comes (False)."""
         while True:
             try:
                 async with asyncio.timeout(max(0.0, _SILENCE_S - socket.silent_s)):
@@ -236,14 +253,22 @@ class Remote:
                 continue
             if await self._heard(read_server(str(text))):
                 return True
+            if not self._session:
+                return False
 
     async def _heard(self, message: ServerMessage | tuple[int, Event]) -> bool:
+        """Whether it was the stream's last one. A live stream is not over because its session is."""
         if isinstance(message, tuple):
             self._seq, event = message
+            ended = isinstance(event, Ended)
+            goes_on = ended and self._live and not self._finish_sent
             for told in self._retelling.tell(event):
-                await self._events.put(told)
+                if not (goes_on and isinstance(told, Ended)):
+                    await self._events.put(told)
             self._forget()
-            return isinstance(event, Ended)
+            if goes_on:
+                await self._begin_anew()
+            return ended and not goes_on
         if isinstance(message, Progress):
             self.progress = self._retelling.progressed(message, complete=message.seq == self._seq)
             self._outbox.confirm(self._first_sample + message.received_samples)
@@ -267,6 +292,7 @@ class Remote:
                 while (piece := self._outbox.take()) is not None:
                     await socket.send(piece if isinstance(piece, bytes) else write(Gap(samples=piece)))
                 if self._finished:
+                    self._finish_sent = True
                     await socket.send(write(Finish()))
                     return
                 await self._more.wait()
@@ -309,41 +335,45 @@ class Remote:
             await socket.close()
             raise
         self.ready, self._retelling.targets = answer, answer.targets
+        self._session, self._finish_sent = answer.session, False
         self._outbox.go_back(self._first_sample + answer.received_samples)
         return socket
 
     async def _reopen(self) -> _Clocked:
-        """Resume, or begin anew with a server that does not know the session; with longer and longer pauses, for as long as sessions
-        are kept."""
+        """Resume, or begin anew where there is no session to come back to; with longer and longer pauses, for as long as sessions are kept
+        or as live audio comes."""
         assert self.ready is not None, "there was a connection"
         waited_s, pause_s, kept_s = 0.0, _FIRST_PAUSE_S, self.ready.limits.resume_s
-        first: Start | Resume = Resume(session=self.ready.session, after_seq=self._seq)
         while True:
             wait_s = pause_s
             try:
-                return await self._open(first)
+                return await self._open(Resume(session=self._session, after_seq=self._seq) if self._session else self._start)
             except (OverloadedError, ProtocolError) as error:
                 code = error.code if isinstance(error, WireError) else None
-                if code == "unknown_session" and isinstance(first, Resume):
+                if code == "unknown_session" and self._session:
                     await self._begin_anew(error)
-                    first = self._start
                     continue
-                if waited_s >= kept_s or code not in (None, "draining"):
+                patient = self._live and not self._finished
+                if code not in (None, "draining") or waited_s >= kept_s and not patient:
                     raise
-                wait_s = max(pause_s, getattr(error, "retry_after_s", None) or 0.0)  # many may come back at the same moment
+                if not waited_s:
+                    self._unreachable(error)
+                if not (patient and code == "draining"):  # how long that server stays says nothing of when the next one comes
+                    wait_s = max(pause_s, getattr(error, "retry_after_s", None) or 0.0)  # many may come back at the same moment
             await self._pause(wait_s)
             waited_s, pause_s = waited_s + wait_s, min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _begin_anew(self, why: Exception) -> None:
-        """Go back to where everything was told to the end. Raises ``why`` if that has helped too often already."""
+    async def _begin_anew(self, why: Exception | None = None) -> None:
+        """Go back to where everything was told to the end. ``why`` the session is unknown is raised if this has helped too often already;
+        None: it was ended in order."""
         wanted_ms, rate = self._retelling.resume_ms, self._start.sample_rate
         self._first_sample = max(self._sample(wanted_ms), self._outbox.first)
         at_ms = max(wanted_ms, -(-self._first_sample * 1000 // rate))
-        if [restart.at_ms for restart in self._restarts[-_FRUITLESS:]] == [at_ms] * _FRUITLESS:
+        restart = Restart(at_ms, at_ms - wanted_ms, ended=why is None)
+        if why is not None and [(each.at_ms, each.ended) for each in self._restarts] == [(at_ms, False)] * _FRUITLESS:
             raise why
-        restart = Restart(at_ms, at_ms - wanted_ms)
         self._restarts.append(restart)
-        self._seq = 0
+        self._session, self._seq = "", 0
         for told in self._retelling.restart(at_ms):
             await self._events.put(told)
         self._outbox.start_over(self._first_sample)
@@ -398,6 +428,12 @@ class Outbox:
         """Nothing before this number is wanted again."""
         self._drop(min(before, self._confirmed))
 
+    def keep_newest(self) -> None:
+        """Forget what lies before the newest ``keep_samples`` although no server may have it: ``take`` makes a gap of that."""
+        for pieces in (self._sent, self._unsent):
+            while pieces and self._end_of(pieces[0]) <= self._end - self._keep_samples:
+                pieces.popleft()
+
     def go_back(self, received_samples: int) -> None:
         """After a lost connection: the next piece to be sent begins with this sample."""
         self._next = received_samples
@@ -417,7 +453,12 @@ class Outbox:
     def take(self) -> bytes | int | None:
         """The next audio to send, or how many samples of a gap; None: nothing is left."""
         while self._unsent:
-            first, piece = self._unsent.popleft()
+            first, piece = self._unsent[0]
+            if first > self._next:  # what lay before it was forgotten
+                lost_samples = min(first - self._next, MOST_GAP_SAMPLES)
+                self._next += lost_samples
+                return lost_samples
+            self._unsent.popleft()
             self._sent.append((first, piece))
             end = self._end_of((first, piece))
             if end > self._next:  # else it was received, and an empty message would end the stream

@@ -9,18 +9,18 @@ import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import soundfile
-from dragoman.clients.connect import _tell_restart  # pyright: ignore[reportPrivateUsage]
+from dragoman.clients.connect import _tell_restart, _tell_unreachable  # pyright: ignore[reportPrivateUsage]
 from dragoman.clients.remote import Outbox, Remote, Restart
 from dragoman.clients.retelling import Retelling
 from dragoman.model.errors import ProtocolError
 from dragoman.stream import Session, SessionOptions, load_model
 from dragoman.stream.events import Dropped, Ended, Event, Final, Translation
-from dragoman.stream.protocol import progress
+from dragoman.stream.protocol import WireError, progress
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection, serve
@@ -28,7 +28,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from .fakes import ScriptedBackend, scripted_translation, speech
 from .flaky import HEARD_BY, hearing, long_talk, wire
 from .listeners import check_promises, finals, session, transcribe
-from .live import breath, make_engine, pcm, run, serving
+from .live import Clock, breath, make_engine, pcm, run, serving
 from .patience import LoopClock, run_ahead
 
 BLOCK = 4000  # samples in a push
@@ -178,6 +178,76 @@ async def _until_final(remote: Remote) -> Any:
             return
 
 
+@pytest.mark.parametrize("why", ["the server stops", "the time is up"])
+def test_a_live_stream_outlasts_its_session(why: str) -> None:
+    """The server ends it in order. What is said after that is heard by the next one, and nobody is told of an end."""
+    restarts, waited = list[Restart](), list[float]()
+    before, after = (pcm(speech(text, silence_s=1.0)) for text in ("the quick brown fox", "jumps over"))
+
+    async def test() -> list[Event]:
+        clock = Clock()
+        async with serving(make_engine(clock=clock)) as one, serving(make_engine()) as two, wire(one.port) as line:
+            said = asyncio.Event()
+            slow = await one.engine.open()
+            slow.prepare = lambda: False  # type: ignore[method-assign]  # keeps a server that stops from having stopped
+
+            async def pause(seconds: float) -> None:
+                waited.append(seconds)
+                await said.wait()
+                line.upstream = two.port
+
+            async with Remote(f"127.0.0.1:{line.port}", live=True, pause=pause, restarted=restarts.append) as remote:
+                reading = asyncio.create_task(read(remote))
+                await remote.send(before + pcm(speech("jumps")))
+                while len(one.engine.active) < 2 or one.engine.active[1].inbox.received_ms < 3000:
+                    await breath()
+                if why == "the server stops":
+                    one.server.stop()
+                    clock.now_s += 30
+                else:
+                    one.engine.active[1].close()
+                while not restarts:
+                    await breath()
+                await remote.send(after)
+                said.set()
+                while one.engine.opened_count + two.engine.opened_count < 3:
+                    await breath()
+                await remote.finish()
+                return await reading
+
+    events = run(test())
+    check_promises(events)
+    assert finals(events) == ["the quick brown fox", "jumps", "jumps over"]
+    assert [isinstance(event, Ended) for event in events].index(True) == len(events) - 1
+    assert events[-1].clocks.processed_ms == (len(before) + len(after)) // 32 + 400
+    assert restarts == [Restart(3000, ended=True)]
+    assert waited == ([0.5] if why == "the server stops" else []), "a server that stops cannot know when the next one comes"
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("code", ["idle", "draining"])
+def test_a_session_that_breaks_off_is_followed_by_another_where_it_is_live(code: Literal["idle", "draining"], live: bool) -> None:
+    async def test() -> list[Event]:
+        async with serving(make_engine()) as served, Remote(served.ws, live=live, pause=no_pause) as remote:
+            await remote.send(pcm(speech("the quick brown fox")))
+            while not served.engine.active or served.engine.active[0].inbox.received_ms < 1600:
+                await breath()
+            (stream,) = served.engine.active
+            served.engine.streams.clear()
+            stream.fail(WireError(code, "it breaks off"))
+            while live and served.engine.opened_count < 2:
+                await breath()
+            if live:
+                await remote.send(pcm(speech("jumps", silence_s=1.0)), last=True)
+            return await read(remote)
+
+    if live:
+        assert finals(run(test())) == ["the quick brown fox jumps"]
+    else:
+        with pytest.raises(WireError, match="it breaks off"):
+            run(test())
+
+
 def test_a_server_that_this_audio_kills_is_not_tried_for_ever() -> None:
     tries = count()
 
@@ -305,6 +375,8 @@ def test_connect_says_that_a_server_was_lost(capsys: pytest.CaptureFixture[str])
     _tell_restart(Restart(12_400, 3_000))
     said = "the server has lost this session; another one goes on from 12.4 s"
     assert capsys.readouterr().err == f"{said}\n{said}; 3.0 s before that are lost\n"
+    _tell_unreachable(ProtocolError("cannot connect to ws://captions.example"))
+    assert capsys.readouterr().err == "cannot connect to ws://captions.example; trying again\n"
 
 
 # Without a network

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ import numpy as np
 import pytest
 import soundfile
 from dragoman.clients import remote as remote_module
-from dragoman.clients.remote import Outbox, Remote, socket_url
+from dragoman.clients.remote import Outbox, Remote, Restart, socket_url
 from dragoman.model.errors import AudioFormatError, ConfigError, DeviceError, DragomanError, OverloadedError, ProtocolError, TaskError
 from dragoman.stream.events import Dropped, Event, Final, Translation
 from dragoman.stream.server import Server, listen_on, make_app
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from .fakes import speech
+from .flaky import wire
 from .listeners import check_promises, finals, session, transcribe
 from .live import breath, make_engine, pcm, run, serving
 
@@ -128,6 +132,72 @@ def test_a_server_that_stays_away_is_given_up_after_its_own_time() -> None:
 
     run(test())
     assert waited == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
+
+
+def test_a_live_stream_waits_for_its_server_without_end() -> None:
+    """Of what is said meanwhile the newest two minutes are kept."""
+    waited, why, restarts = list[float](), list[Exception](), list[Restart]()
+    minute = pcm(np.zeros(16_000 * 60, np.float32))
+
+    async def test() -> list[Event]:
+        said = asyncio.Event()
+        async with serving(make_engine(resume_s=20)) as one, serving(make_engine()) as two, wire(one.port) as line:
+
+            async def pause(seconds: float) -> None:
+                waited.append(seconds)
+                if len(waited) == 40:
+                    await said.wait()
+                    line.upstream = two.port
+
+            async with Remote(
+                f"127.0.0.1:{line.port}", live=True, pause=pause, restarted=restarts.append, unreachable=why.append
+            ) as remote:
+                reading = asyncio.create_task(_read(remote))
+                await remote.send(pcm(speech("the quick", silence_s=1.0)))
+                while remote.progress is None or remote.progress.clocks["committed_ms"] < 800:
+                    await breath()
+                line.upstream = 1
+                line.cut()
+                for _ in range(5):
+                    await remote.send(minute)
+                await remote.send(pcm(speech("brown fox", silence_s=1.0)))
+                said.set()
+                while not two.engine.opened_count:
+                    await breath()
+                await remote.finish()
+                return await reading
+
+    events = run(test())
+    check_promises(events)
+    assert waited == [0.5, 1.0, 2.0, 4.0, *[8.0] * 36] and [type(error) for error in why] == [ProtocolError]
+    assert finals(events) == ["the quick", "brown fox"]
+    ((at_ms, lost_ms),) = [(event.at_ms, event.duration_ms) for event in events if isinstance(event, Dropped)]
+    assert 0 <= 1800 + 300_000 + 1800 - 120_000 - (at_ms + lost_ms) < 250 and restarts == [Restart(at_ms + lost_ms, lost_ms)]
+    assert events[-1].clocks.received_ms == 1800 + 300_000 + 1800
+
+
+@pytest.mark.parametrize("code", ["unauthorized", "bad_task", "bad_message", "internal", "replaced"])
+def test_what_no_patience_cures_ends_a_live_stream_at_once(code: str) -> None:
+    async def refuse(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send(json.dumps({"type": "error", "code": code, "message": "no"}))
+
+    def keep_out(socket: ServerConnection, request: Request) -> Response | None:
+        return socket.respond(401, "") if code == "unauthorized" else None
+
+    async def no_patience(seconds: float) -> None:
+        raise AssertionError("waited")
+
+    async def test() -> None:
+        refusing = serve(refuse, "127.0.0.1", 0, process_request=keep_out)
+        async with serving(make_engine()) as live, wire(live.port) as line, refusing as server:
+            async with Remote(f"127.0.0.1:{line.port}", live=True, pause=no_patience) as remote:
+                line.upstream = next(iter(server.sockets)).getsockname()[1]
+                line.cut()
+                with pytest.raises(DragomanError, match="asks for a key" if code == "unauthorized" else "no"):
+                    await _read(remote)
+
+    run(test())
 
 
 def test_refusals_are_the_errors_of_the_library() -> None:
@@ -252,6 +322,32 @@ def test_an_outbox_sends_again_what_was_not_received(parts: list[tuple[bool, int
     assert received == expected and outbox.waiting_samples == 0
 
 
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 40), st.integers(0, 6)), max_size=12), st.integers(0, 60))
+def test_an_outbox_that_keeps_the_newest_tells_the_rest_as_a_gap(parts: list[tuple[bool, int, int]], received: int) -> None:
+    """Whatever was sent before: after a lost connection every sample that was kept comes, in its place."""
+    outbox, total, silent = Outbox(2, 16, 50), 0, set[int]()
+    for is_gap, count, takes in parts:
+        if is_gap:
+            outbox.skip(count)
+            silent |= set(range(total, total + count))
+        else:
+            outbox.add(b"".join(int.to_bytes(total + at, 2, "little") for at in range(count)))
+        total += count
+        outbox.keep_newest()
+        for _ in range(takes):
+            outbox.take()
+    received = min(received, total)
+    outbox.go_back(received)
+    sent = bytearray()
+    while (piece := outbox.take()) is not None:
+        sent += piece if isinstance(piece, bytes) else b"\xff\xff" * piece
+    numbers = np.frombuffer(bytes(sent), "<u2")
+    assert len(numbers) == total - received
+    for number, got in enumerate(numbers, received):
+        kept = number not in silent and number >= total - 50
+        assert got == number if kept else got in (number, 0xFFFF)
+
+
 def test_the_example_runs(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "talk.wav", speech(TEXT, silence_s=1.0), 16_000)
     example = Path(__file__).parents[1] / "examples" / "remote_captions.py"
@@ -325,6 +421,50 @@ def test_connect_sends_the_microphone(monkeypatch: pytest.MonkeyPatch, capsys: p
         assert run(test()) == 0
     out, err = capsys.readouterr()
     assert '"dropped"' in out and out.count('"translation"') == 2 and "listening to a fake" in err
+
+
+def test_connect_outlasts_the_sessions_of_a_microphone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server ends the first one; what is said after that is heard by the second."""
+    from dragoman.clients import connect
+    from dragoman.clients.microphone import Device, Heard
+
+    may_go_on = threading.Event()
+
+    class Fake:
+        device = Device(0, "a fake", 1, 16_000, True)
+        sample_rate, channels = 16_000, 1
+
+        def __init__(self, device: int | None, *, loopback: bool) -> None: ...
+
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def stop(self) -> None: ...
+
+        def blocks(self) -> Any:
+            for text in ("the quick", "brown fox"):
+                yield Heard((speech(text, silence_s=1.0) * 32767).astype(np.int16)[:, None], 0)
+                assert may_go_on.wait(20)
+
+    monkeypatch.setattr(connect, "Microphone", Fake)
+
+    async def test() -> int:
+        async with serving(make_engine()) as live:
+            talking = asyncio.create_task(asyncio.to_thread(connect.connect, connect.Wanted(live.http), "txt"))
+            while not live.engine.active or live.engine.active[0].inbox.received_ms < 1800:
+                await breath()
+            live.engine.active[0].close()
+            while live.engine.opened_count < 2:
+                await breath()
+            may_go_on.set()
+            return await talking
+
+    assert run(test()) == 0
+    out, err = capsys.readouterr()
+    assert "the quick" in out and "brown fox" in out
+    assert err == "listening to a fake; Ctrl-C ends\nthe server has ended this session; another one goes on from 1.8 s\n"
 
 
 def test_an_error_in_the_middle_of_a_file_comes_after_its_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,11 +68,13 @@ def complaints(page: Page) -> list[str]:
     return [entry["message"] for entry in page.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
 
-# Every change of the captions: committed text and place of each segment, as a reader sees them.
+# Every change of the captions: committed text and place of each segment, as a reader sees them; which one it is.
 WATCH = """
 window.seen = [];
+const numbers = new Map();
+const numberOf = (row) => numbers.get(row) ?? numbers.set(row, numbers.size).get(row);
 const look = () => window.seen.push([...document.querySelectorAll('.segment')].map((row) => ({
-  committed: row.querySelector('.committed').textContent, tail: row.querySelector('.tail').textContent,
+  number: numberOf(row), committed: row.querySelector('.committed').textContent, tail: row.querySelector('.tail').textContent,
   top: row.offsetTop, height: row.offsetHeight, live: row.nextElementSibling === null,
 })));
 new MutationObserver(look).observe(document.getElementById('captions'), {childList: true, subtree: true, characterData: true});
@@ -102,13 +104,60 @@ def test_words_from_the_microphone(page: Page, service: Service) -> None:
 
 
 def check_steadiness(seen: list[list[dict[str, Any]]]) -> None:
-    """Committed text only grows; a segment that is live keeps its place and gets no lower; tentative text occurred at all."""
+    """No segment goes away; committed text only grows; a segment that is live keeps its place and gets no lower; tentative text occurred
+    at all."""
     assert any(row["tail"] for rows in seen for row in rows)
     for before, after in zip(seen, seen[1:], strict=False):
-        for old, new in zip(before, after, strict=False):
+        assert [row["number"] for row in after[: len(before)]] == [row["number"] for row in before]
+        for old, new in zip(before, after, strict=False):  # new ones are at the end
             assert new["committed"].startswith(old["committed"])
             if old["live"] and new["live"]:
                 assert new["top"] == old["top"] and new["height"] >= old["height"]
+
+
+def test_a_segment_that_goes_away_is_seen() -> None:
+    row = {"number": 0, "committed": "", "tail": "the", "top": 0, "height": 20, "live": True}
+    check_steadiness([[row], [row, {**row, "number": 1}]])
+    for after in ([], [{**row, "number": 1}]):
+        with pytest.raises(AssertionError):
+            check_steadiness([[row], after])
+
+
+SHOW = """
+const [events, done] = arguments;
+Promise.all([import('/view.js'), import('/transcript.js')]).then(([{CaptionView}, {Transcript}]) => {
+  const view = new CaptionView(document), transcript = new Transcript();
+  view.setLanguages('en', ['de']);
+  done(events.map((event) => {
+    view.show(transcript.apply(event));
+    return [...document.querySelectorAll('.segment')].map((row) =>
+      [...row.querySelectorAll('.committed, .tail, .translation')].map((part) => part.textContent));
+  }));
+});
+"""
+
+
+def test_a_segment_stays_while_it_is_live_and_a_draft_until_there_is_a_better_one(page: Page, service: Service) -> None:
+    page.open(service.port)
+    clocks = {"received_ms": 0, "processed_ms": 0, "committed_ms": 0}
+
+    def event(kind: str, segment: int = 0, **parts: Any) -> dict[str, Any]:
+        return {"type": kind, "clocks": clocks, "segment": segment, "words": [], "start_ms": 0, "end_ms": 0, **parts}
+
+    told = [
+        (event("speech_started", at_ms=0), []),
+        (event("partial", delta="", tail=" the"), [["", " the"]]),
+        (event("partial", delta="", tail=""), [["", ""]]),
+        (event("partial", delta=" we", tail=" met"), [[" we", " met"]]),
+        (event("translation_draft", language="de", text=""), [[" we", " met", "…"]]),
+        (event("translation_draft", language="de", text="wir"), [[" we", " met", "wir"]]),
+        (event("translation_draft", language="de", text=""), [[" we", " met", "wir"]]),
+        (event("partial", 1, delta="", tail=" fox"), [[" we", " met", "wir"], ["", " fox"]]),
+        (event("final", 1, text=""), [[" we", " met", "wir"]]),  # nothing was said
+        (event("final", text=" we met"), [[" we met", "", "wir"]]),
+        (event("translation", language="de", text="wir trafen"), [[" we met", "", "wir trafen"]]),
+    ]
+    assert page.driver.execute_async_script(SHOW, [one for one, _ in told]) == [rows for _, rows in told]
 
 
 DRAFTS = """
@@ -145,6 +194,7 @@ def test_drafts_of_translations_are_grey_and_give_way_to_the_translation(page: P
     assert all(any(text.startswith(draft.rstrip(".")) for text in whole) for draft in drafts), "translations of committed words"
     assert all(one["hidden"] and one["grey"] == tentative for rows in seen for one in rows if one["draft"] is not None)
     for before, after in zip(seen, seen[1:], strict=False):
+        assert len(after) >= len(before)
         for old, new in zip(before, after, strict=False):
             if old["text"]:
                 assert new["text"] == old["text"], "a translation never changes"
@@ -350,6 +400,168 @@ def test_servers_that_are_started_again_cost_no_word(page: Page, service: Servic
     assert page.texts(".translation") == [scripted_translation(text, "de") for text in (FIRST, SECOND)]
     check_steadiness(page.driver.execute_script("return window.seen"))
     assert page.find("#error") is None and page.texts(".note") == []
+
+
+def test_the_microphone_outlasts_a_session_that_the_server_ends(page: Page, service: Service) -> None:
+    page.open(service.port)
+    page.driver.execute_script(WATCH)
+    page.press("#start")
+    page.until(lambda: FIRST in page.texts(".committed"))
+    service.end_sessions()
+    page.until(lambda: page.texts(".committed")[-1].endswith("cold here"))
+    page.until_state("Listening")
+    assert page.texts(".committed")[0] == FIRST and page.texts(".note") == [] and page.find("#error") is None
+    page.press("#start")
+    page.until_state("Finished")
+    check_steadiness(page.driver.execute_script("return window.seen"))
+    assert service.engine.opened_count == 2
+
+
+# A server that a script plays, and a clock that is put forward to whatever is waited for. 1000 samples are a second.
+PLAYED = """
+const [live, steps, done] = arguments;
+import('/connection.js').then(async ({Stream}) => {
+  const told = [], sockets = [];
+  let ahead_ms = 0, status = 200;
+  const {setTimeout, fetch, WebSocket} = window;
+  const soon = setTimeout.bind(window), now = performance.now.bind(performance);
+  performance.now = () => now() + ahead_ms;
+  window.setTimeout = (call, wait_ms) => { told.push(['pause', wait_ms / 1000]); ahead_ms += wait_ms; return soon(call, 0); };
+  window.fetch = () => Promise.resolve({status});
+  window.WebSocket = class {
+    static OPEN = 1;
+    static CONNECTING = 0;
+    readyState = 1;
+    bufferedAmount = 0;
+    constructor() { sockets.push(this); }
+    send(data) { told.push(typeof data === 'string' ? JSON.parse(data) : ['audio', data.length / 1000]); }
+    close() {}
+  };
+  const stream = new Stream('ws://nobody/v1/stream', {sample_rate: 1000}, {
+    event: ({type, duration_ms}) => told.push([type, duration_ms]), closed: (failure) => told.push(['closed', failure?.code ?? null]),
+  }, live);
+  const play = {
+    open: () => sockets.at(-1).onopen(),
+    say: (message) => sockets.at(-1).onmessage({data: JSON.stringify(message)}),
+    close: () => sockets.at(-1).onclose({code: 1006, reason: ''}),
+    speak: (seconds) => { while (seconds-- > 0) stream.send(new Int16Array(1000)); },
+    lose: (seconds) => stream.lose(1000 * seconds),
+    lockOut: () => { status = 401; },
+    finish: () => stream.finish(),
+  };
+  for (const [name, ...given] of steps) {
+    play[name](...given);
+    for (let turn = 0; turn < 3; turn++) await new Promise((resolve) => soon(resolve, 0));
+  }
+  stream.close(null);
+  Object.assign(window, {setTimeout, fetch, WebSocket});
+  delete performance.now;
+  done(told);
+});
+"""
+READY = {"type": "ready", "session": "one", "targets": [], "received_samples": 0, "limits": {"resume_s": 60}}
+BEGUN = [["open"], ["say", READY], ["speak", 1]]
+START = {"type": "start", "version": 1, "channels": 1, "encoding": "pcm_s16le", "sample_rate": 1000}
+RESUME = {"type": "resume", "version": 1, "session": "one", "after_seq": 0}
+LOST = {"type": "error", "code": "unknown_session", "message": ""}
+
+
+def played(page: Page, live: bool, *steps: list[Any]) -> list[Any]:
+    """What the stream said and told after it had begun."""
+    told = page.driver.execute_async_script(PLAYED, live, [*BEGUN, *steps])
+    assert told[:2] == [START, ["audio", 1]]
+    return told[2:]
+
+
+def ended(at_ms: int) -> dict[str, Any]:
+    clocks = {"received_ms": at_ms, "processed_ms": at_ms, "committed_ms": at_ms}
+    return {"type": "ended", "seq": 1, "clocks": clocks, "audio_ms": at_ms, "drafts": []}
+
+
+def test_a_live_stream_outlasts_its_sessions_and_any_outage(page: Page, service: Service) -> None:
+    page.open(service.port)
+    away = [["close"]] * 40
+    growing = [["pause", seconds] for seconds in (0.25, 0.5, 1, 2, 4, *[8] * 35)]
+    # A server that stays away; the session is lost in the end, and of what was said two minutes are kept.
+    back = [["open"], ["say", LOST], ["close"], ["open"], ["say", READY]]
+    told = played(page, True, *away, ["speak", 300], *back)
+    assert told == [*growing, RESUME, ["dropped", 181_000], START, *[["audio", 1]] * 120, ["closed", None]]
+    assert played(page, False, *away, ["speak", 300])[-2:] == [["pause", 8], ["closed", "lost"]]
+    # A session that the server ends: 0.6 s were heard. The server still says that it stops, then another one is there.
+    stops = {"type": "error", "code": "draining", "message": "", "retry_after_s": 30}
+    told = played(page, True, ["say", ended(600)], ["open"], ["say", stops], ["close"], ["open"], ["say", READY], ["speak", 1])
+    assert told == [["pause", 0.25], START, ["pause", 0.5], START, ["audio", 0.4], ["audio", 1], ["closed", None]]
+    assert played(page, False, ["say", ended(600)]) == [["ended", None], ["closed", None]]
+    finish = {"type": "finish"}
+    assert played(page, True, ["finish"], ["say", ended(1000)]) == [finish, ["ended", None], ["closed", None]]
+    # Nobody speaks any more: a server that stays away is given up after its own time.
+    assert played(page, True, ["finish"], *away)[-1] == ["closed", "lost"]
+
+
+def test_what_no_patience_cures_ends_a_live_stream_at_once(page: Page, service: Service) -> None:
+    page.open(service.port)
+    for code in ("bad_task", "bad_message", "replaced", "internal"):
+        failure = {"type": "error", "code": code, "message": ""}
+        assert played(page, True, ["close"], ["open"], ["say", failure], ["close"]) == [["pause", 0.25], RESUME, ["closed", code]]
+    # A handshake that is refused for want of a key looks to a page like a server that is not there.
+    assert played(page, True, ["close"], ["lockOut"], ["close"])[-1] == ["closed", "unauthorized"]
+
+
+def test_audio_that_was_lost_in_the_browser_is_told_in_its_place(page: Page, service: Service) -> None:
+    page.open(service.port)
+    gap = {"type": "gap", "samples": 5000}
+    told = [gap, ["audio", 1]]
+    assert played(page, True, ["lose", 5], ["speak", 1]) == [*told, ["closed", None]]
+    again = [["close"], ["open"], ["say", {**READY, "received_samples": 1000}]]
+    assert played(page, True, ["lose", 5], ["speak", 1], *again) == [*told, ["pause", 0.25], RESUME, *told, ["closed", None]]
+
+
+# What the page has opened, and a browser that suspends its sound.
+OPENED = """
+window.tracks = [];
+const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (wish) => {
+  const stream = await ask(wish);
+  window.tracks.push(...stream.getTracks());
+  return stream;
+};
+const Real = AudioContext;
+window.suspended = false;
+window.AudioContext = class extends Real {
+  constructor(...given) { super(...given); window.context = this; }
+  resume() { return window.suspended ? Promise.reject(new DOMException('not now')) : super.resume(); }
+};
+"""
+SUSPEND = "window.suspended = true; return window.context.suspend()"
+
+
+def test_a_microphone_that_stops_delivering_is_told_and_so_is_what_was_lost(page: Page, service: Service) -> None:
+    page.open(service.port)
+    page.driver.execute_script(OPENED)
+    page.press("#start")
+    page.until_state("Listening")
+    page.until(lambda: page.texts(".committed"))
+    page.driver.execute_script(SUSPEND)
+    page.until_state("No sound arrives from the microphone")
+    page.driver.execute_script("window.suspended = false")
+    page.until_state("Listening")
+    page.until(lambda: page.texts(".note"))
+    (note,) = page.texts(".note")
+    assert 2.0 <= float(note.removesuffix(" s of audio were lost here")) < 60
+    page.driver.execute_script(SUSPEND)
+    assert page.driver.execute_script("return window.tracks.map((track) => track.readyState)") == ["live"]
+    page.press("#start")
+    assert page.driver.execute_script("return window.tracks.map((track) => track.readyState)") == ["ended"]
+    page.until_state("Finished")
+    page.until(lambda: page.driver.execute_script("return window.context.state") == "closed")
+
+
+def test_a_microphone_is_let_go_if_it_cannot_be_listened_to(page: Page, service: Service) -> None:
+    page.open(service.port)
+    page.driver.execute_script(OPENED + "AudioWorklet.prototype.addModule = () => Promise.reject(new Error('no such module'))")
+    page.press("#start")
+    page.until(lambda: "no such module" in page.text("#error p"))
+    assert page.driver.execute_script("return window.tracks.map((track) => track.readyState)") == ["ended"]
 
 
 TELL = """

@@ -54,7 +54,12 @@ class Service:
         self._server.should_exit = self._server.force_exit = True
         self._thread.join(PATIENCE_S)
 
+    def end_sessions(self) -> None:
+        """In order, as a server does that stops, or when the time is up."""
+        self._loop.call_soon_threadsafe(lambda: [stream.close() for stream in self.engine.active])
+
     async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self.engine = Engine(loaded(ScriptedBackend()), self.options, make_vad=LoudnessVad)
         app = make_app(self.engine, pages=PAGES)
         config = uvicorn.Config(app, port=0, ws="websockets-sansio", ws_per_message_deflate=False, lifespan="off", log_config=None)

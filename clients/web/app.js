@@ -1,7 +1,7 @@
 /** The page: controls → source and stream → captions, status, downloads. The only module that knows all the others. */
 
 import { microphones, openFile, openMicrophone, openTab, SourceError } from "./audio.js";
-import { Stream } from "./connection.js";
+import { KEPT_S, Stream } from "./connection.js";
 import { offerDownloads } from "./downloads.js";
 import * as key from "./key.js";
 import { Settings } from "./settings.js";
@@ -23,6 +23,7 @@ let source = null;
 /** @type {Stream | null} */
 let stream = null;
 let starting = false;
+let trouble = ""; // with the source, for the time being
 let language = "en";
 
 const refreshDownloads = offerDownloads(document, () => ({ segments: transcript.finished, language }));
@@ -79,9 +80,19 @@ async function start() {
   settings.lock(true);
   const url = new URL("v1/stream", location.href);
   url.protocol = url.protocol.replace("http", "ws");
-  stream = new Stream(url.href, { sample_rate: source.sample_rate, ...settings.wishes }, handlers());
+  const live = source.duration_s === null;
+  trouble = "";
+  stream = new Stream(url.href, { sample_rate: source.sample_rate, ...settings.wishes }, handlers(live), live);
   const current = stream;
-  const why = await source.run((samples) => current.send(samples), () => current.unconfirmed_s < AHEAD_S);
+  const why = await source.run({
+    take: (samples) => current.send(samples),
+    lose: (samples) => current.lose(samples),
+    room: () => current.unconfirmed_s < AHEAD_S,
+    warn(message) {
+      trouble = message;
+      if (current.ready && !current.finishing) tellState(live);
+    },
+  });
   if (why) status.error(why);
   current.finish();
 }
@@ -102,29 +113,36 @@ function stop() {
   }
 }
 
-/** @returns {import("./connection.js").Handlers} */
-function handlers() {
+/** What a stream that has its server is at. @param {boolean} live */
+function tellState(live) {
+  if (trouble) status.state("wait", trouble);
+  else status.state("live", live ? "Listening" : "Reading the file");
+}
+
+/** @param {boolean} live @returns {import("./connection.js").Handlers} */
+function handlers(live) {
   return {
     ready(message) {
       language = message.language;
       if (!message.resumed) view.setLanguages(message.language, message.targets);
-      status.state("live", source?.duration_s === null ? "Listening" : "Reading the file");
+      tellState(live);
     },
     event(event) {
       const segment = transcript.apply(event);
       if (segment) view.show(segment);
       if (segment?.final) refreshDownloads();
-      if (event.type === "dropped") view.note(`${(event.duration_ms / 1000).toFixed(1)} s of audio were lost here`);
+      if (event.type === "dropped") view.lost(event);
     },
     progress: (clocks, level) => stream && status.clocks(clocks, stream.captured_ms, level),
     notice(message, within_s) {
+      if (live) return; // the stream goes on with another session
       status.error(message);
       const stopping = stream;
       setTimeout(() => stopping === stream && stream && !stream.finishing && stop(), Math.max(0, within_s - MARGIN_S) * 1000);
     },
     waiting(why, retry_in_s, message) {
       if (why === "busy") status.countDown(`Server busy (${message})`, retry_in_s);
-      else status.state("wait", "Connection lost: reconnecting, nothing said is lost");
+      else status.state("wait", `Connection lost: reconnecting, ${live ? `the newest ${KEPT_S} s are kept` : "nothing said is lost"}`);
     },
     closed(failure) {
       source?.stop();
@@ -132,7 +150,7 @@ function handlers() {
       settings.lock(false);
       if (failure) {
         fail(meaning(failure));
-        if (failure.code === "unreachable") learnLanguages(); // it may be there and ask for a key, which a socket does not tell
+        if (["unreachable", "unauthorized"].includes(failure.code)) learnLanguages(); // a socket does not tell that a key is asked for
       } else status.state("idle", transcript.byIndex.size ? "Finished" : "Not listening");
     },
   };

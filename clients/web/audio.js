@@ -2,16 +2,25 @@
  * Where audio comes from: the microphone, a shared tab, a file. Each is a Source: 16-bit samples of one channel at a stated rate.
  *
  * @typedef {{
+ *   take: (samples: Int16Array) => void,
+ *   lose: (samples: number) => void,
+ *   room: () => boolean,
+ *   warn: (message: string) => void,
+ * }} Sink `lose`: so much was not recorded after what was taken last. `room`: whether more is wanted; live audio does not wait for it.
+ *   `warn`: what is wrong from now on, "": nothing any more.
+ * @typedef {{
  *   sample_rate: number, live: boolean, duration_s: number | null,
- *   run: (take: (samples: Int16Array) => void, room: () => boolean) => Promise<string>,
+ *   run: (sink: Sink) => Promise<string>,
  *   stop: () => void,
- * }} Source `run` ends when the audio does, and tells why if nobody asked for it (else ""). `room`: whether more is wanted; live audio does
- *   not wait for it. `stop` makes `run` end soon.
+ * }} Source `run` ends when the audio does, and tells why if nobody asked for it (else ""). `stop` makes `run` end soon.
  */
 
 const FILE_RATE = 16_000;
 const FILE_BLOCK_S = 0.1;
 const POLL_MS = 20;
+const STALL_MS = 2000; // without a block: whatever the browser says, no sound arrives
+const WATCH_MS = 500;
+const LAST_MS = 500; // after `stop` the last block has come, or never will
 
 /** A fault that people can do something about: its message says what. */
 export class SourceError extends Error {}
@@ -26,7 +35,7 @@ export async function openMicrophone({ filter, device }) {
     OverconstrainedError: "The chosen microphone is gone. Choose another one under Options.",
     NotReadableError: "The microphone does not answer: another program may be using it. Close that program, then press Start again.",
   });
-  return liveSource(stream, "The microphone was unplugged or switched off.");
+  return liveSource(stream, { ended: "The microphone was unplugged or switched off.", silent: "No sound arrives from the microphone" });
 }
 
 /** The sound of a tab, window or screen that the user picks. @returns {Promise<Source>} */
@@ -41,7 +50,7 @@ export async function openTab() {
     for (const track of stream.getTracks()) track.stop();
     throw new SourceError("What you shared has no sound. Pick a tab, and tick “Also share tab audio” in the same window.");
   }
-  return liveSource(stream, "Sharing has ended.");
+  return liveSource(stream, { ended: "Sharing has ended.", silent: "No sound arrives from the tab" });
 }
 
 /** The sound of an audio or video file. @param {File} file @param {boolean} real_time @returns {Promise<Source>} */
@@ -82,9 +91,58 @@ async function ask(request, meanings) {
   }
 }
 
-/** @param {MediaStream} stream @param {string} ended what to tell when its sound ends by itself @returns {Promise<Source>} */
-async function liveSource(stream, ended) {
+/**
+ * @param {MediaStream} stream
+ * @param {{ended: string, silent: string}} meanings what to tell when its sound ends by itself, and while none arrives
+ * @returns {Promise<Source>}
+ */
+async function liveSource(stream, { ended, silent }) {
+  const release = () => stream.getTracks().forEach((track) => track.stop());
   const context = new AudioContext({ latencyHint: "interactive" });
+  const { tap, sample_rate } = await openTap(context, stream).catch((error) => {
+    release();
+    context.close();
+    throw error;
+  });
+
+  let why = "";
+  let end = () => {};
+  const over = new Promise((resolve) => (end = () => resolve(null)));
+  const stop = () => {
+    release(); // at once: nobody shall be recorded who has pressed Stop, whatever state the context is in
+    tap.port.postMessage("stop");
+    setTimeout(end, LAST_MS);
+  };
+  const [track] = stream.getAudioTracks();
+  track.addEventListener("ended", () => {
+    why = ended;
+    stop();
+  });
+  /** @param {Sink} sink */
+  const run = async ({ take, lose, warn }) => {
+    let heard_ms = performance.now();
+    let warned = false;
+    tap.port.onmessage = ({ data }) => {
+      if (data.type === "end") return end();
+      if (!track.muted) heard_ms = performance.now(); // a muted one gives silence
+      if (data.type === "gap") lose(data.samples);
+      else take(data.samples);
+    };
+    const watching = setInterval(() => {
+      const stalled = performance.now() - heard_ms > STALL_MS;
+      if (stalled) context.resume().catch(() => undefined); // e.g. while a call has the microphone; the next try may succeed
+      if (stalled !== warned) warn((warned = stalled) ? silent : "");
+    }, WATCH_MS);
+    await over;
+    clearInterval(watching);
+    context.close();
+    return why;
+  };
+  return { sample_rate, live: true, duration_s: null, run, stop };
+}
+
+/** @param {AudioContext} context @param {MediaStream} stream */
+async function openTap(context, stream) {
   await context.resume();
   await context.audioWorklet.addModule(new URL("worklet.js", import.meta.url));
   const tap = new AudioWorkletNode(context, "tap");
@@ -94,23 +152,7 @@ async function liveSource(stream, ended) {
   const { data } = await first; // {type: "rate"}: posted by its constructor
   // Some browsers run only nodes that lead to the loudspeaker; what the tap puts out is silence.
   context.createMediaStreamSource(new MediaStream(stream.getAudioTracks())).connect(tap).connect(context.destination);
-
-  let why = "";
-  const stop = () => tap.port.postMessage("stop");
-  stream.getAudioTracks()[0].addEventListener("ended", () => {
-    why = ended;
-    stop();
-  });
-  /** @param {(samples: Int16Array) => void} take */
-  const run = async (take) => {
-    await new Promise((resolve) => {
-      tap.port.onmessage = ({ data }) => (data.type === "end" ? resolve(null) : take(data.samples));
-    });
-    for (const track of stream.getTracks()) track.stop();
-    await context.close();
-    return why;
-  };
-  return { sample_rate: data.sample_rate, live: true, duration_s: null, run, stop };
+  return { tap, sample_rate: data.sample_rate };
 }
 
 /** @param {AudioBuffer} sound @returns {Int16Array} the mean of its channels */
@@ -128,7 +170,7 @@ function fileSource(samples, real_time) {
   let stopped = false;
   const block_samples = FILE_RATE * FILE_BLOCK_S;
   /** @type {Source["run"]} */
-  const run = async (take, room) => {
+  const run = async ({ take, room }) => {
     const began_ms = performance.now();
     for (let at = 0; at < samples.length && !stopped; at += block_samples) {
       const due_ms = real_time ? began_ms + (Math.min(at + block_samples, samples.length) * 1000) / FILE_RATE : 0;

@@ -3,7 +3,7 @@
  *
  * After a lost connection the session is resumed, and what the server lacks is sent again: no word is lost and none comes twice. A server
  * that no longer knows the session was started again (or had waited too long): a new session hears from where everything had been told to
- * the end, for which audio is kept until then; what was told stays (retelling.js).
+ * the end, for which audio is kept until then; what was told stays (retelling.js). A live stream outlasts its sessions, and any outage.
  *
  * @typedef {{code: string, message: string, retry_after_s?: number}} Failure
  * @typedef {{
@@ -16,11 +16,11 @@
  * }} Handlers `closed` is called exactly once; null: the stream ended as it should
  */
 
-import { subprotocols } from "./key.js";
+import { headers, subprotocols } from "./key.js";
 import { Retelling } from "./retelling.js";
 import { Unconfirmed } from "./unconfirmed.js";
 
-const KEPT_S = 120; // audio kept for a lost connection or a lost server; older audio becomes a gap
+export const KEPT_S = 120; // audio kept for a lost connection or a lost server; older audio becomes a gap
 const SOCKET_BYTES = 256 * 1024; // the rest waits here, where it can still be counted
 const PUMP_MS = 100;
 const KEEP_ALIVE_MS = 20_000;
@@ -36,9 +36,12 @@ export class Stream {
    * @param {string} url of the socket
    * @param {Record<string, any>} start what the start message says beside its type; sample_rate is required
    * @param {Handlers} handlers
+   * @param {boolean} live its audio neither waits nor ends by itself: until `finish` a server that is away is waited for without end, and a
+   *   session that it ends is followed by another
    */
-  constructor(url, start, handlers) {
+  constructor(url, start, handlers, live = false) {
     this.url = url;
+    this.live = live;
     this.startMessage = { type: "start", version: 1, channels: 1, encoding: "pcm_s16le", ...start };
     this.handlers = handlers;
     this.audio = new Unconfirmed(KEPT_S * start.sample_rate);
@@ -80,6 +83,14 @@ export class Stream {
     this.pump();
   }
 
+  /** Audio was lost before it could be handed over; the stream's time goes on over it. @param {number} samples */
+  lose(samples) {
+    if (this.finishing || this.closed) return;
+    if (!this.unconfirmed_s) this.lastHeard_ms = performance.now();
+    this.audio.skip(samples);
+    this.pump();
+  }
+
   /** No more audio comes: everything is committed, then `closed` is called. */
   finish() {
     this.finishing = true;
@@ -97,12 +108,12 @@ export class Stream {
   }
 
   connect() {
-    this.ready = this.finishSent = false;
+    this.ready = this.finishSent = this.open = false;
     this.failure = null;
     this.lastHeard_ms = performance.now();
     const socket = (this.socket = new WebSocket(this.url, subprotocols()));
     socket.onopen = () => {
-      this.everOpen = true;
+      this.open = this.everOpen = true;
       this.say(this.session ? { type: "resume", version: 1, session: this.session, after_seq: this.lastSeq } : this.startMessage);
     };
     socket.onmessage = ({ data }) => {
@@ -129,13 +140,19 @@ export class Stream {
       case "error":
         this.failure = message;
         return;
-      default:
+      default: {
         if (message.seq <= this.lastSeq) return; // came before the connection was lost
         this.lastSeq = message.seq;
-        for (const told of this.retelling.tell(message)) this.handlers.event?.(told);
+        const ended = message.type === "ended";
+        const goesOn = ended && this.live && !this.finishSent; // the server stops, or the time is up
+        for (const told of this.retelling.tell(message)) if (!goesOn || told.type !== "ended") this.handlers.event?.(told);
         this.forget();
         this.handlers.progress?.(this.retelling.clocks);
-        if (message.type === "ended") this.close(null);
+        if (goesOn) {
+          this.startAnew({ ended });
+          this.giveUp("the session was ended");
+        } else if (ended) this.close(null);
+      }
     }
   }
 
@@ -163,13 +180,16 @@ export class Stream {
     return Math.floor((at_ms * this.sample_rate) / 1000);
   }
 
-  /** The server does not know the session any more: another one begins. False: that has helped too often already. */
-  startAnew() {
+  /**
+   * The server does not know the session any more, or has ended it in order: another one begins.
+   * @returns {boolean} false: it was lost, and that has helped too often already
+   */
+  startAnew({ ended = false } = {}) {
     const { retelling, audio, sample_rate } = this;
     const first = Math.max(this.sampleAt(retelling.resume_ms), audio.begin);
     const last = this.restarts.slice(-FRUITLESS);
-    if (last.length === FRUITLESS && last.every((earlier) => earlier === first)) return false;
-    this.restarts.push(first);
+    if (!ended && last.length === FRUITLESS && last.every((earlier) => earlier === first)) return false;
+    this.restarts = ended ? [] : [...last, first];
     const at_ms = Math.max(retelling.resume_ms, Math.ceil((first * 1000) / sample_rate));
     for (const told of retelling.restart(at_ms)) this.handlers.event?.(told);
     audio.startOver(first);
@@ -181,10 +201,10 @@ export class Stream {
 
   /** Gives the socket as much audio as it should hold, then the end of the stream. */
   pump() {
-    if (this.isDead) return this.giveUp();
+    if (this.isDead) return this.giveUp("no answer");
     if (!this.ready || this.socket.readyState !== WebSocket.OPEN) return;
     while (this.socket.bufferedAmount < SOCKET_BYTES) {
-      for (let lost = this.audio.skipForgotten(); lost > 0; lost -= MOST_GAP) this.say({ type: "gap", samples: Math.min(lost, MOST_GAP) });
+      for (let lost = this.audio.skipMissing(); lost > 0; lost -= MOST_GAP) this.say({ type: "gap", samples: Math.min(lost, MOST_GAP) });
       const block = this.audio.next();
       if (!block) {
         if (this.finishing && !this.finishSent) {
@@ -206,11 +226,11 @@ export class Stream {
     return open && due && performance.now() - this.lastHeard_ms > SILENCE_MS;
   }
 
-  /** Take the connection for lost. A close waits for an answer, so nobody waits for the close. */
-  giveUp() {
+  /** Take the connection for lost. A close waits for an answer, so nobody waits for the close. @param {string} reason */
+  giveUp(reason) {
     this.socket.onopen = this.socket.onmessage = this.socket.onclose = null;
     this.socket.close();
-    this.dropped(1006, "no answer");
+    this.dropped(1006, reason);
   }
 
   /** @param {object} message */
@@ -224,18 +244,28 @@ export class Stream {
     this.ready = false;
     const failure = this.failure;
     if (this.closed) return;
-    if (failure && ["overloaded", "draining"].includes(failure.code) && !this.session) {
+    const patient = this.live && this.everReady && !this.finishing;
+    const leaving = patient && failure?.code === "draining"; // how long that server stays says nothing of when the next one comes
+    if (failure && ["overloaded", "draining"].includes(failure.code) && !this.session && !leaving) {
       return this.retry("busy", failure.retry_after_s ?? BUSY_RETRY_S, failure.message);
     }
     if (failure?.code === "unknown_session" && this.session && this.startAnew()) return this.connect();
-    if (failure && failure.code !== "idle") return this.close(failure);
+    if (failure && failure.code !== "idle" && !leaving) return this.close(failure);
     if (!this.everOpen) return this.close({ code: "unreachable", message: `no answer from ${this.url}` });
     const now_ms = performance.now();
     this.lostAt_ms ??= now_ms;
-    if (now_ms - this.lostAt_ms > this.resume_s * 1000) {
+    if (!patient && now_ms - this.lostAt_ms > this.resume_s * 1000) {
       return this.close({ code: "lost", message: `no connection for ${Math.round(this.resume_s)} s (${reason || `close code ${code}`})` });
     }
+    if (patient && !this.open) this.closeIfLockedOut();
     this.retry("lost", BACKOFF_S[Math.min(this.attempts++, BACKOFF_S.length - 1)], reason);
+  }
+
+  /** A socket does not tell a page that a key is why it was refused, and no patience helps against that. */
+  async closeIfLockedOut() {
+    const info = new URL("info", this.url.replace(/^ws/, "http"));
+    const status = await fetch(info, { headers: headers() }).then((answer) => answer.status, () => 0);
+    if (status === 401) this.close({ code: "unauthorized", message: "it asks for a key" });
   }
 
   /** @param {"lost" | "busy"} why @param {number} wait_s @param {string} message */

@@ -45,6 +45,8 @@ export class CaptionView {
     /** @type {string[]} */
     this.targets = [];
     this.following = true;
+    /** @type {{line: HTMLElement, at_ms: number, end_ms: number} | null} told last */
+    this.gap = null;
     this.stage.addEventListener("scroll", () => this.scrolled());
     this.newest.addEventListener("click", () => this.follow());
     new ResizeObserver(() => this.refit()).observe(this.stage);
@@ -70,8 +72,8 @@ export class CaptionView {
   /** @param {Segment} segment as it is now */
   show(segment) {
     if (!segment.text && !segment.tail) {
-      this.remove(segment.segment);
-      return;
+      if (segment.final) this.remove(segment.segment); // while it is live, its words may come back
+      if (!this.rows.has(segment.segment)) return;
     }
     const row = this.rows.get(segment.segment) ?? this.add(segment);
     if (segment.text.length > row.said.length) {
@@ -84,9 +86,18 @@ export class CaptionView {
     this.stay();
   }
 
-  /** A line between the segments. @param {string} text */
-  note(text) {
-    this.log.append(element("p", { class: "note" }, text));
+  /**
+   * A line between the segments. A long gap is told piece by piece, and read as one.
+   * @param {{at_ms: number, duration_ms: number}} gap audio that was lost
+   */
+  lost({ at_ms, duration_ms }) {
+    let { gap } = this;
+    if (gap?.line !== this.log.lastElementChild || gap?.end_ms !== at_ms) {
+      gap = { line: this.log.appendChild(element("p", { class: "note" })), at_ms, end_ms: at_ms };
+    }
+    gap.end_ms = at_ms + duration_ms;
+    gap.line.textContent = `${((gap.end_ms - gap.at_ms) / 1000).toFixed(1)} s of audio were lost here`;
+    this.gap = gap;
     this.stay();
   }
 
@@ -129,7 +140,7 @@ export class CaptionView {
   }
 
   /**
-   * A draft, or "…" where there is none, is hidden from screen readers; the translation that takes its place is an addition to the log.
+   * A draft, or "…" where there has been none, is hidden from screen readers; the translation that takes its place is an addition to the log.
    * @param {Row} row @param {Segment} segment
    */
   showTranslations(row, segment) {
@@ -144,7 +155,7 @@ export class CaptionView {
       const pending = place.firstElementChild;
       if (!pending) continue; // translated: that never changes
       const text = segment.translations[language];
-      const draft = segment.drafts[language] || "…";
+      const draft = segment.drafts[language] || pending.textContent || "…";
       if (text !== undefined) place.replaceChildren(text);
       else if (pending.textContent !== draft) pending.textContent = draft;
     }
