@@ -42,7 +42,8 @@ def hypothesis(
     disagreement, go on with the drafter's guesses until a stop token or ``limit_tokens``, truncate to the mark (also on error).
 
     ``tail + committed`` needs at least one token. ``draft`` is the previous unstable text (may be empty, old or wrong): neither it
-    nor ``max_draft`` changes the ids. The cache is left as it was found. Raises what the backend raises.
+    nor ``max_draft`` changes the ids (in int8 and int4 a near tie may fall otherwise: onnx_writer.py). The cache is left as it was
+    found. Raises what the backend raises.
     """
     forced = [*tail, *committed]
     assert forced, "a hypothesis needs at least one token to start from"

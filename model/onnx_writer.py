@@ -2,7 +2,8 @@
 
 So a model of any size is written in the memory of its largest matrix. Linear layers are written as the precision says: ``fp32`` as
 MatMul, ``int8`` and ``int4`` as MatMulNBits. That operator rounds activations too, to 8 bits with one scale for each block of a row,
-so a position's answer does not depend on the positions that happen to be computed with it. ONNX Runtime's dynamic quantisation
+so a position's answer does not depend on which others are computed with it; on whether it is alone it may, by rounding, for one row has a
+kernel of its own (bench/NOTES.md). ONNX Runtime's dynamic quantisation
 (DynamicQuantizeLinear) has one scale for a whole block of positions: as fast here, but what it says changes with the cutting of the
 audio, and it was further from fp32 (bench/NOTES.md).
 """
