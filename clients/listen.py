@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -76,8 +75,7 @@ def _caption(microphone: Microphone, session: Session, renderer: Renderer, clock
 def _show(events: Iterable[Event], microphone: Microphone, renderer: Renderer) -> None:
     """A session knows only what was pushed; what still waits in the microphone's queue has been received too."""
     for event in events:
-        received_ms = max(microphone.received_ms, event.clocks.received_ms)
-        renderer.show(replace(event, clocks=replace(event.clocks, received_ms=received_ms)))
+        renderer.show(event.with_received(microphone.received_ms))
 
 
 @contextmanager

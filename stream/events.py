@@ -12,8 +12,8 @@ All times are milliseconds of STREAM time: samples received, not the clock on th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class Clocks:
     def lag_ms(self) -> int:
         """Audio that waits: received but not yet processed."""
         return self.received_ms - self.processed_ms
+
+    def with_received(self, received_ms: int) -> Clocks:
+        """The same where ``received_ms`` has come in, of which a session knows only what was pushed to it."""
+        return replace(self, received_ms=max(received_ms, self.received_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,10 @@ class Event:
     """Base of all events."""
 
     clocks: Clocks
+
+    def with_received(self, received_ms: int) -> Self:
+        """The same with that of its clocks."""
+        return replace(self, clocks=self.clocks.with_received(received_ms))
 
 
 @dataclass(frozen=True, slots=True)

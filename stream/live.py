@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
 from typing import Literal, Protocol
 
 from ..model.errors import AudioFormatError, DragomanError
@@ -285,8 +284,7 @@ class Stream:
                 if self._failure is not None:  # it did not end, it broke off
                     continue
                 self.over = True
-            received_ms = max(self.inbox.received_ms, event.clocks.received_ms)
-            event = replace(event, clocks=replace(event.clocks, received_ms=received_ms))
+            event = event.with_received(self.inbox.received_ms)
             self.log.add(event)
             if self.recording is not None:
                 self.recording.event(write_event(self.log.last_seq, event))
@@ -347,4 +345,4 @@ class Stream:
         return self._now().lag_ms
 
     def _now(self) -> Clocks:
-        return replace(self.clocks, received_ms=max(self.inbox.received_ms, self.clocks.received_ms))
+        return self.clocks.with_received(self.inbox.received_ms)

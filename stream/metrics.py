@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -71,8 +72,8 @@ def _work(stats: Stats) -> Iterator[Metric]:
     per_forward = (stats.forwards + stats.agreed_tokens + stats.accepted_tokens) / stats.forwards if stats.forwards else 0.0
     yield GaugeMetricFamily("dragoman_tokens_per_forward", "Tokens that one forward of the decoder decided, drafts included.", per_forward)
     guards = CounterMetricFamily("dragoman_guard_hits", "How often a guard stepped in.", labels=["guard"])
-    for name in ("capped", "loops", "special", "thoughts", "answers", "reheard", "silent_frames"):
-        guards.add_metric([name], getattr(stats.guards, name))
+    for name, count in asdict(stats.guards).items():
+        guards.add_metric([name], count)
     yield guards
 
 

@@ -260,10 +260,11 @@ class Session:
     def _open(self) -> Job[Segment]:
         endpointer, carried = self._endpointer, self._carried
         # Carried text takes its place from the segment, but never half of it: so much may already wait behind the last cut.
-        if self._longest_frames(carried) < max(self._least_frames, self._longest_frames() // 2):
-            carried = ""
+        longest_frames, most_frames = self._longest_frames(carried), self._longest_frames()
+        if longest_frames < max(self._least_frames, most_frames // 2):
+            carried, longest_frames = "", most_frames
         cache = yield from self._openings.open(self.task, carried)
-        endpointer.settings = replace(self._settings, longest_frames=self._longest_frames(carried))
+        endpointer.settings = replace(self._settings, longest_frames=longest_frames)
         recent = list(self._recent)
         waiting, before = recent[-endpointer.segment_frames :], recent[: -endpointer.segment_frames]
         start_ms = max(self._committed_ms, self._ms(endpointer.first_frame))

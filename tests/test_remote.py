@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 import soundfile
 from dragoman.clients import remote as remote_module
+from dragoman.clients.microphone import Device, Heard
 from dragoman.clients.remote import Outbox, Remote, Restart, socket_url
 from dragoman.model.errors import AudioFormatError, ConfigError, DeviceError, DragomanError, OverloadedError, ProtocolError, TaskError
 from dragoman.stream.events import Dropped, Event, Final, Translation
@@ -379,25 +380,28 @@ def test_connect_shows_what_transcribe_would(tmp_path: Path, capsys: pytest.Capt
     assert err == "dragoman: this model does not translate into 'xx'; it knows de, es, fr\n"
 
 
+class FakeMicrophone:
+    """Stands in for a microphone; what it records, ``blocks``, is the subclass's."""
+
+    device = Device(0, "a fake", 1, 16_000, True)
+    sample_rate, channels = 16_000, 1
+
+    def __init__(self, device: int | None, *, loopback: bool) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 @pytest.mark.parametrize("unplugged", [False, True])
 def test_connect_sends_the_microphone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], unplugged: bool) -> None:
     from dragoman.clients import connect
-    from dragoman.clients.microphone import Device, Heard
 
-    class Fake:
+    class Fake(FakeMicrophone):
         """Speaks two words, loses half a second, speaks two more, and may be unplugged."""
-
-        device = Device(0, "a fake", 1, 16_000, True)
-        sample_rate, channels = 16_000, 1
-
-        def __init__(self, device: int | None, *, loopback: bool) -> None: ...
-
-        def __enter__(self) -> Fake:
-            return self
-
-        def __exit__(self, *error: object) -> None: ...
-
-        def stop(self) -> None: ...
 
         def blocks(self) -> Any:
             for text, lost_samples in (("the quick", 0), ("brown fox", 8_000)):
@@ -426,23 +430,10 @@ def test_connect_sends_the_microphone(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_connect_outlasts_the_sessions_of_a_microphone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The server ends the first one; what is said after that is heard by the second."""
     from dragoman.clients import connect
-    from dragoman.clients.microphone import Device, Heard
 
     may_go_on = threading.Event()
 
-    class Fake:
-        device = Device(0, "a fake", 1, 16_000, True)
-        sample_rate, channels = 16_000, 1
-
-        def __init__(self, device: int | None, *, loopback: bool) -> None: ...
-
-        def __enter__(self) -> Fake:
-            return self
-
-        def __exit__(self, *error: object) -> None: ...
-
-        def stop(self) -> None: ...
-
+    class Fake(FakeMicrophone):
         def blocks(self) -> Any:
             for text in ("the quick", "brown fox"):
                 yield Heard((speech(text, silence_s=1.0) * 32767).astype(np.int16)[:, None], 0)
