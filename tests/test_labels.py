@@ -167,6 +167,22 @@ def test_labelled_clips_are_drawn_only_when_a_run_asks_for_them(tmp_path: Path) 
     assert "cat" in tokenizer.decode(said.labels[said.labels != IGNORE].tolist())
 
 
+def test_readings_that_differ_a_little_more_are_learnt_from_where_a_run_allows_it(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    rows = [
+        Label(f"plain{i}", "refused", "", error, f"this is how the first one reads it {i}", f"this is how the first one reads them {i}")
+        for i, error in enumerate((0.2, 0.4, 2.0))
+    ]
+    (store.folder / "labels-0.tsv").write_text("".join(row.line() for row in rows))
+    texts: list[set[str]] = []
+    for most in (0.15, 0.4, 0.5):
+        speech = Speech([(store.folder, 1.0)], CASE, labels=[0.5], mutual_error=most)
+        texts.append({words for _, clip, words in speech.labelled if clip.split == "unlabelled"})
+        assert len(speech.chance) == len(speech.labelled) and len(speech.partly) == 3, "they still give the runs that both heard"
+    assert texts == [set(), {"this is how the first one reads it 0"}, {f"this is how the first one reads it {i}" for i in (0, 1)}]
+    assert not [clip for _, clip, _ in Speech([(store.folder, 1.0)], CASE, mutual_error=0.5).labelled if clip.split == "unlabelled"]
+
+
 def test_new_labels_ask_for_a_new_alignment(tmp_path: Path) -> None:
     (tmp_path / "words.tsv").write_text("")
     (tmp_path / "labels-0.tsv").write_text("")

@@ -35,7 +35,7 @@ from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
 from dragoman.model.training.translations import Translations, read_held_out  # noqa: E402
 from dragoman.model.work import run  # noqa: E402
 
-from .test_training import SENTENCES, make_batches, make_store, make_student  # noqa: E402
+from .training_fakes import SENTENCES, make_batches, make_store, make_student  # noqa: E402
 
 GERMAN = ["Die Katze sass auf der Matte.", "Wo ist das rote Haus?", "Ich mag Berlin im Mai."]  # of the first three; the last has none
 

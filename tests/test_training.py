@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,18 +17,20 @@ pytest.importorskip("scipy", reason="needs the extra train")
 
 import soundfile  # noqa: E402
 import tokenizers  # noqa: E402
-from dragoman.model.checkpoint import load_model  # noqa: E402
+from dragoman.model.checkpoint import Model, load_model  # noqa: E402
 from dragoman.model.errors import AudioFormatError, ConfigError  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.align import spread_characters, viterbi, word_ends  # noqa: E402
 from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
+from dragoman.model.training.grow import grow  # noqa: E402
+from dragoman.model.training.grow import main as grow_folder  # noqa: E402
 from dragoman.model.training.heads import fit_heads  # noqa: E402
 from dragoman.model.training.optim import orthogonalise  # noqa: E402
-from dragoman.model.training.package import config_of, mix, package  # noqa: E402
+from dragoman.model.training.package import mix, package  # noqa: E402
 from dragoman.model.training.precision import autocast, compute_dtype  # noqa: E402
 from dragoman.model.training.rows import IGNORE, Batch, Row  # noqa: E402
-from dragoman.model.training.run import SizeOptions, read_run  # noqa: E402
+from dragoman.model.training.run import read_run  # noqa: E402
 from dragoman.model.training.speech import Speech  # noqa: E402
 from dragoman.model.training.splices import FRAME  # noqa: E402
 from dragoman.model.training.store import StoreWriter, build_from_folder  # noqa: E402
@@ -35,56 +38,12 @@ from dragoman.model.training.student import Depths, LossWeights, Student, answer
 from dragoman.model.training.teachers import WIDTH  # noqa: E402
 from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
 
-SENTENCES = ["The cat sat on the mat.", "Where is the red house?", "I like Berlin in May.", "We saw it all."]
-
-
-def make_store(folder: Path, *, features: bool = True) -> Store:
-    """Twelve clips of noise with transcripts, four without, and the teacher's features of all (random)."""
-    rng = np.random.default_rng(0)
-    writer = StoreWriter(folder)
-    names = []
-    for i in range(16):
-        wave = rng.standard_normal(int(rng.integers(12_000, 24_000)), dtype=np.float32) * 0.1
-        split = "train" if i < 12 else "unlabelled"
-        writer.add(wave, id=f"clip{i}", split=split, lang="en", speaker="s", text=SENTENCES[i % 4] if i < 12 else "")
-        names.append((f"clip{i}", len(wave) // 384))
-    writer.add(rng.standard_normal(30_000, dtype=np.float32) * 0.1, id="fan", split="noise", lang="noise")
-    writer.close()
-    if features:
-        total = sum(rows for _, rows in names)
-        rng.standard_normal((total, WIDTH)).astype(np.float16).tofile(folder / "features-0.f16")
-        (folder / "features-0.tsv").write_text("".join(f"{name}\t{rows}\n" for name, rows in names))
-        rng.integers(0, 28, total).astype(np.int8).tofile(folder / "characters-0.i8")
-        (folder / "characters-0.tsv").write_text("".join(f"{name}\t{rows}\n" for name, rows in names))
-    return Store(folder)
+from .training_fakes import SENTENCES, make_batches, make_store, make_student  # noqa: E402
 
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> tokenizers.Tokenizer:
     return text.train_tokenizer(iter(SENTENCES * 4), tmp_path / "tokenizer.json", vocab_size=320)
-
-
-def make_batches(tmp_path: Path, tokenizer: tokenizers.Tokenizer, **options: object) -> Batches:
-    if not (tmp_path / "store").exists():
-        make_store(tmp_path / "store")
-    speech = Speech([(tmp_path / "store", 1.0)], None)
-    given = {"shapes": ((96, 3, 1.0),), **options}
-    return Batches(speech, tokenizer, BatchOptions(**given), seed=7, sentences=SENTENCES)  # type: ignore[arg-type]
-
-
-def make_student(dropout: float = 0.0) -> Student:
-    torch.manual_seed(0)
-    sizes = SizeOptions(
-        hidden_size=32,
-        intermediate_size=64,
-        layers="SSF",
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        global_head_dim=32,
-        vocab_size=320,
-    )
-    return Student(config_of(sizes.backbone()), Depths(1, 2, 3), dropout)
 
 
 def test_upper_case_text_gets_case_from_sentences():
@@ -437,6 +396,52 @@ def test_weights_of_two_runs_are_mixed(tmp_path: Path, tokenizer: tokenizers.Tok
     (tmp_path / "two" / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"different tokenizer\.json"):
         mix(tmp_path / "one", tmp_path / "two", 0.5)
+
+
+@pytest.mark.parametrize("before", [[0], [1, 3], [2, 2]])
+def test_a_grown_model_has_new_layers_and_says_nearly_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: tokenizers.Tokenizer, before: list[int]
+):
+    student, batch = make_student(), make_batches(tmp_path, tokenizer)[0]
+    model = Model(student.config, student.backbone, student.projector, None)
+
+    def said(model: Model) -> torch.Tensor:
+        one = Student(model.config, Depths(1, 2, 3)).eval()
+        one.take(model)
+        with torch.no_grad(), autocast():
+            return one.backbone.logits(one.backbone.norm(one.hidden_states(batch)[-1])).float().softmax(-1)
+
+    grown = grow(model, before)
+    kinds = list(student.config.backbone.layer_types)
+    for place in sorted(before, reverse=True):
+        kinds.insert(place, "sliding_attention")
+    assert list(grown.config.backbone.layer_types) == kinds
+    monkeypatch.setattr("dragoman.model.training.grow.SMALL", 1.0)
+    little, much = (float((said(model) - said(one)).abs().sum(-1).mean()) for one in (grown, grow(model, before)))
+    assert 1e-3 < little < 0.75 * much
+    kept = [i for i in range(len(kinds)) if i not in {place + n for n, place in enumerate(sorted(before))}]
+    for old, new in enumerate(kept):
+        for p, q in zip(student.backbone.layers[old].parameters(), grown.backbone.layers[new].parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_a_layer_is_not_put_in_where_there_is_none():
+    student = make_student()
+    with pytest.raises(ConfigError, match="before layer 4, expected 0 to 3"):
+        grow(Model(student.config, student.backbone, student.projector, None), [4])
+
+
+def test_a_grown_folder_is_loaded_like_any_other(tmp_path: Path):
+    trainer = Trainer(make_student(), cast(Batches, None), tmp_path / "run", TrainOptions())
+    trainer.save()
+    (tmp_path / "run" / "sizes.json").write_text(json.dumps(asdict(trainer.student.config.backbone)))
+    (tmp_path / "run" / "tokenizer.json").write_text("{}")
+    package(tmp_path / "run", tmp_path / "small")
+    grow_folder([str(tmp_path / "small"), str(tmp_path / "large"), "--before", "1"])
+    assert load_model(tmp_path / "large").config.backbone.num_layers == 4
+    small, large = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("small", "large"))
+    changed = {key for key, value in large["text_config"].items() if small["text_config"][key] != value}
+    assert changed == {"layer_types", "num_hidden_layers"} and small | {"text_config": None} == large | {"text_config": None}
 
 
 def test_a_folder_of_audio_and_text_becomes_a_store(tmp_path: Path):

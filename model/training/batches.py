@@ -23,6 +23,7 @@ from ..store import Clip
 from . import augment, text
 from .augment import AugmentOptions
 from .compose import Piece, Vocabulary
+from .ngrams import NGrams
 from .rows import Batch, Row, collate
 from .speech import Speaker, Speech, Spoken, drawn
 from .splices import FRAME, Run, cut_run, written_after
@@ -65,13 +66,14 @@ class Batches(Dataset[Batch]):
         seed: int,
         translations: Translations | None = None,
         sentences: Sequence[str] = (),
+        ngrams: NGrams | None = None,
     ) -> None:
         self.speech, self.tokenizer, self.options, self.seed = speech, tokenizer, options, seed
         if translations is None and (options.translate or options.pairs):
             raise ConfigError(f"batches.translate is {options.translate} and batches.pairs {options.pairs}, but there are no translations")
         if (options.written or options.compose) and not sentences:
             raise ConfigError(f"batches.written is {options.written} and batches.compose {options.compose}, but there are no sentences")
-        self.sentences = sentences
+        self.sentences, self.ngrams = sentences, ngrams
         self.translations, self._translated = translations, speech.translated(translations) if translations and options.translate else {}
         self._counts: dict[str, int] = {}  # tokens of each transcript met so far
         self._vocabularies: dict[Speaker, Vocabulary] = {}  # of the speakers met so far
@@ -83,7 +85,7 @@ class Batches(Dataset[Batch]):
         rng = np.random.default_rng((self.seed, step))
         shares = np.asarray([share for _, _, share in self.options.shapes])
         length, rows, _ = self.options.shapes[int(rng.choice(len(shares), p=shares / shares.sum()))]
-        return collate([self._row(length, rng) for _ in range(rows)], length, self.speech.spread)
+        return collate([self._row(length, rng) for _ in range(rows)], length, self.speech.spread, self.ngrams)
 
     def _row(self, length: int, rng: np.random.Generator) -> Row:
         row, options = Row(), self.options

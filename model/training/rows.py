@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import text
+from .ngrams import NGrams
 from .splices import FRAME
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH
 
@@ -24,6 +25,9 @@ class Batch:
     ids: Tensor  # [B, T] int64; PAD where there is no token
     is_text: Tensor  # [B, T] bool
     labels: Tensor  # [B, T] int64: the token that follows; IGNORE where nothing is asked
+    expected: (
+        Tensor  # [n, V] float16: for each label that is asked for, what text alone would expect there; a row of 0 where it is not asked
+    )
     windows: Tensor  # [B, T, 2] int64: first and last position where the letters of the label are heard; -1 where nobody knows
     features: Tensor  # [n, 288] float32: teacher's hidden states, standardised
     characters: Tensor  # [n] int64: the character that is said at the moment of each of these rows; IGNORE where nobody knows
@@ -92,7 +96,7 @@ class Row:
         self.feature_frames, self.features, self.spoken = np.concatenate(places), np.concatenate(values), np.concatenate(spoken)
 
 
-def collate(rows: list[Row], length: int, spread: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Batch:
+def collate(rows: list[Row], length: int, spread: tuple[NDArray[np.float32], NDArray[np.float32]], ngrams: NGrams | None = None) -> Batch:
     b = len(rows)
     frames = np.zeros((b, length, FRAME), np.float32)
     ids, labels = np.full((b, length), text.PAD), np.full((b, length), IGNORE)
@@ -129,6 +133,7 @@ def collate(rows: list[Row], length: int, spread: tuple[NDArray[np.float32], NDA
         ids=torch.from_numpy(ids),
         is_text=torch.from_numpy(is_text),
         labels=torch.from_numpy(labels),
+        expected=torch.from_numpy(_expected(rows, labels, ngrams)),
         windows=torch.from_numpy(windows),
         features=torch.from_numpy((features - spread[0]) / spread[1]),
         characters=torch.from_numpy(np.concatenate([row.spoken for row in rows])),
@@ -138,3 +143,18 @@ def collate(rows: list[Row], length: int, spread: tuple[NDArray[np.float32], NDA
         audio_frames=torch.tensor([len(row.frames) for row in rows]),
         audio_seconds=sum(len(row.frames) for row in rows) / 25.0,
     )
+
+
+def _expected(rows: list[Row], labels: NDArray[np.int64], ngrams: NGrams | None) -> NDArray[np.float16]:
+    """Of transcripts only, and not where one ends: what is heard decides that."""
+    if ngrams is None:
+        return np.zeros((0, 0), np.float16)
+    parts: list[NDArray[np.float32]] = []
+    for row, label in zip(rows, labels, strict=True):
+        asked = label[label != IGNORE]
+        part = np.zeros((len(asked), ngrams.vocabulary), np.float32)
+        if row.labelled and not row.alone and row.language is None:
+            said = min(len(row.tokens), len(asked))
+            part[:said] = ngrams(row.tokens)[:said]
+        parts.append(part)
+    return np.concatenate(parts).astype(np.float16)

@@ -40,6 +40,7 @@ from .batches import Batches, BatchOptions
 from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
 from .heads import fit_heads
 from .labels import write_labels
+from .ngrams import count
 from .package import Taught, config_of, package
 from .plot import plot, read_log
 from .prepare import StoreOptions, make_labels, make_stores, user_path
@@ -81,6 +82,7 @@ class RunOptions:
     folder: str  # checkpoints and log
     stores: tuple[StoreOptions, ...]
     sources: dict[str, float] = field(default_factory=dict)  # how often clips of a source are drawn; one not named: 1.0
+    mutual_error: float = 0.15  # clips on which the two teachers differ in a smaller share of words are learnt from whole (labels.py)
     text: str | None = None  # folder of texts that the first of ``sentences`` are made from (sentences.py), where they do not exist
     sentences: tuple[str, ...] = ()  # text files, one sentence a line: tokenizer, case, batches.written and batches.compose
     translations: dict[str, str] = field(default_factory=dict)  # language → pair file, English TAB other; batches.translate, batches.pairs
@@ -231,11 +233,13 @@ def build_trainer(options: RunOptions) -> Trainer:
 def _batches(options: RunOptions, tokenizer: tokenizers.Tokenizer, seed: int) -> Batches:
     stores = [(user_path(store.folder), store.weight) for store in options.stores]
     labels = [store.labels for store in options.stores]
-    speech = Speech(stores, _case(options.sentences), labels=labels, sources=options.sources)
+    speech = Speech(stores, _case(options.sentences), labels=labels, sources=options.sources, mutual_error=options.mutual_error)
     dev = [clip.text for store in speech.stores for clip in store.clips if clip.split.startswith("dev")]
     files = {language: user_path(name) for language, name in options.translations.items()}
-    written = list(_sentences(options.sentences)) if options.batches.written or options.batches.compose else []
-    return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None, written)
+    expected = options.train.weights.expected
+    written = list(_sentences(options.sentences)) if options.batches.written or options.batches.compose or expected else []
+    ngrams = count(written, tokenizer) if expected else None
+    return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None, written, ngrams)
 
 
 def build_drafter(options: RunOptions) -> Acceptance | None:

@@ -29,8 +29,9 @@ class Speech:
     """All stores of a run: clips with a transcript, clips without, noise and rooms.
 
     ``labels``: for each store None, or how much a second of speech with the teachers' text (:mod:`.labels`) counts beside a second of
-    transcribed speech; then upper-case transcripts are taken as the teachers write them, too. ``sources``: how often clips with a
-    transcript are drawn, by their source; one that is not named: 1.0.
+    transcribed speech; then upper-case transcripts are taken as the teachers write them, too. ``mutual_error``: where the two differ in a
+    smaller share of their words, the first one's reading is learnt from. ``sources``: how often clips with a transcript are drawn, by
+    their source; one that is not named: 1.0.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Speech:
         split: str = "train",
         labels: Sequence[float | None] | None = None,
         sources: Mapping[str, float] | None = None,
+        mutual_error: float = 0.0,
     ) -> None:
         self.stores = [Store(folder) for folder, _ in folders]
         self.tables = [FeatureTable(folder) for folder, _ in folders]
@@ -70,8 +72,12 @@ class Speech:
                     weights.append(share * pseudo)
                 elif clip.split == "unlabelled" and usable:
                     self.unlabelled.append((i, clip, ""))
-                    if pseudo and clip.id in rows and (runs := agreed_runs(rows[clip.id].moonshine, rows[clip.id].whisper)):
-                        self.partly.append((i, clip, rows[clip.id].moonshine, tuple(runs)))
+                    if pseudo and clip.id in rows:
+                        if runs := agreed_runs(rows[clip.id].moonshine, rows[clip.id].whisper):
+                            self.partly.append((i, clip, rows[clip.id].moonshine, tuple(runs)))
+                        if rows[clip.id].mutual_error < mutual_error:
+                            self.labelled.append((i, clip, rows[clip.id].moonshine))
+                            weights.append(share * pseudo)
                 elif clip.split == "noise":
                     self.noise.append((i, clip))
                 elif clip.split == "rir":
@@ -83,7 +89,9 @@ class Speech:
     def _speakers(self) -> dict[Speaker, list[Spoken]]:
         """Aligned clips of each speaker who is known and has at least ``LEAST_CLIPS``."""
         found: dict[Speaker, list[Spoken]] = {}
-        for item in [(i, clip, words, ((0, len(words.split())),)) for i, clip, words in self.labelled] + self.partly:
+        doubtful = {(i, clip.id) for i, clip, *_ in self.partly}
+        known = [(i, clip, words, ((0, len(words.split())),)) for i, clip, words in self.labelled if (i, clip.id) not in doubtful]
+        for item in known + self.partly:
             if item[1].id in self.letters[item[0]] and item[1].speaker not in UNKNOWN:
                 found.setdefault(_speaker(item[0], item[1]), []).append(item)
         return {speaker: clips for speaker, clips in found.items() if len(clips) >= LEAST_CLIPS}

@@ -38,6 +38,7 @@ class LossWeights:
     ctc: float = 0.0  # the same without an alignment: slower, for speech that was not aligned
     words: float = 1.0
     pointer: float = 0.0  # one head of the last layers looks where the next word is heard
+    expected: float = 0.0  # share of each word's probability that goes to what text alone would expect there (ngrams.py)
     smoothing: float = 0.0  # share of each word's probability that is spread over all tokens
     apart: bool = False  # text losses stop at the features: hearing and words are learnt at once, but apart
 
@@ -124,9 +125,8 @@ class Student(nn.Module):
                 losses["ctc"] = self._ctc_loss(states[self.depths.ctc], batch)
             figures: dict[str, float] = {}
             if weights.words and bool((batch.labels != IGNORE).any()):
-                losses["words"], figures["words_right"] = self._words_loss(
-                    states[-1], batch.labels if last is None else batch.labels.gather(1, last), weights.smoothing
-                )
+                labels = batch.labels if last is None else batch.labels.gather(1, last)
+                losses["words"], figures["words_right"] = self._words_loss(states[-1], labels, batch.expected, weights)
             if weights.pointer and bool((batch.windows >= 0).any()):
                 losses["pointer"] = self._pointer_loss(states, batch)
         total = torch.stack([loss * getattr(weights, name) for name, loss in losses.items()]).sum()
@@ -157,12 +157,19 @@ class Student(nn.Module):
         total = F.ctc_loss(logits, batch.ctc, batch.audio_frames[have], lengths, reduction="sum", zero_infinity=True)
         return total / lengths.sum()
 
-    def _words_loss(self, x: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, float]:
+    def _words_loss(self, x: Tensor, labels: Tensor, expected: Tensor, weights: LossWeights) -> tuple[Tensor, float]:
         """Cross-entropy in nats for each token, and the share of tokens guessed right."""
         logits = self._logits(x, labels)
         asked = labels[labels != IGNORE]
         right = (logits.argmax(-1) == asked).float().mean()
-        return F.cross_entropy(logits, asked, label_smoothing=smoothing), float(right)
+        loss = F.cross_entropy(logits, asked, label_smoothing=weights.smoothing)
+        if weights.expected and len(expected):
+            could = expected.float()
+            known = could.sum(-1) > 0
+            kept = F.cross_entropy(logits[known], asked[known], label_smoothing=weights.smoothing, reduction="sum")
+            soft = F.cross_entropy(logits[known], could[known], reduction="sum")
+            loss = loss + weights.expected * (soft - kept) / len(asked)
+        return loss, float(right)
 
     def _logits(self, x: Tensor, labels: Tensor) -> Tensor:
         """What the output of the last layer says where something is asked for, [n, vocabulary]."""
