@@ -105,6 +105,7 @@ def _connect(args: argparse.Namespace) -> int:
         args.language,
         targets or None,
         args.block_ms,
+        args.steady,
         realtime=args.realtime,
         device=args.device,
         loopback=args.loopback,

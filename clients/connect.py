@@ -27,6 +27,7 @@ class Wanted:
     language: str | None = None
     targets: list[str] | None = None
     block_ms: int | None = None
+    steady: bool | None = None
     realtime: bool = False
     device: int | None = None
     loopback: bool = False
@@ -77,6 +78,7 @@ async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
         language=wanted.language,
         targets=wanted.targets,
         block_ms=wanted.block_ms,
+        steady=wanted.steady,
         live=wanted.file is None,
         key=wanted.key,
         restarted=_tell_restart,

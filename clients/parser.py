@@ -28,6 +28,7 @@ FLAGS = {
     "session.language": "--language",
     "session.targets": "--to",
     "session.block_ms": "--block-ms",
+    "session.steady": "--steady",
     "session.glossary": "--glossary",
     "session.style": "--style",
     "session.vad.kind": "--vad",
@@ -195,6 +196,7 @@ def _task(parser: argparse.ArgumentParser, *, of_server: bool = False) -> None:
     into = f"translate into, e.g. de or de,fr (default: {targets})"
     task.add_argument("--to", action="append", default=[], metavar="CODE[,CODE]", help=into)
     task.add_argument("--block-ms", type=int, metavar="N", help=f"audio between two hypotheses: 320 quick, 960 calm (default: {block_ms})")
+    task.add_argument("--steady", action="store_true", default=None, help="show no word before it is certain not to change")
 
 
 def _running(parser: argparse.ArgumentParser) -> None:

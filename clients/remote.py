@@ -92,6 +92,7 @@ class Remote:
         translation: Literal["stable", "draft"] | None = None,
         block_ms: int | None = None,
         hold_back_words: int | None = None,
+        steady: bool | None = None,
         # What audio it is
         live: bool = False,
         # Access
@@ -128,6 +129,7 @@ class Remote:
                 translation=translation,
                 block_ms=block_ms,
                 hold_back_words=hold_back_words,
+                steady=steady,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error

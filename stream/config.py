@@ -116,6 +116,9 @@ class SessionOptions(_Section):
         le=10,
         description="newest words of the unstable tail that are not shown yet: more is calmer, and later; what is committed stays the same",
     )
+    steady: bool = Field(
+        default=False, description="no word is shown before it is committed, so none that is shown ever changes; later by a block or more"
+    )
     carry_over: bool = Field(
         default=True, description="the last sentence goes into the next segment's prompt, where the model has a place for it"
     )

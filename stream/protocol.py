@@ -99,6 +99,7 @@ class Start(_Message):
     translation: Literal["stable", "draft"] | None = None
     block_ms: int | None = Field(default=None, ge=80, le=4000)
     hold_back_words: int | None = Field(default=None, ge=0, le=10)
+    steady: bool | None = None
 
 
 class Resume(_Message):

@@ -335,7 +335,7 @@ class Session:
         if text.ends_sentence and not text.unstable_ids:
             self._endpointer.sentence_ended()
         words = tuple(text.words[first:])
-        tail = text.shown_tail(0 if self._word_is_over else self.options.hold_back_words)
+        tail = "" if self.options.steady else text.shown_tail(0 if self._word_is_over else self.options.hold_back_words)
         if words or tail != self._told_tail:
             self._tell_text(segment)
             self._told_tail = tail

@@ -66,6 +66,17 @@ def test_who_wants_calm_captions_says_so() -> None:
     assert sum(map(bool, quick)) > 3 and sum(map(bool, calm)) <= 1, "the end is shown when silence follows"
 
 
+def test_who_wants_captions_that_stand_still_says_so() -> None:
+    async def test() -> list[dict[str, Any]]:
+        async with serving(make_engine()) as live, talking(live, block_ms=320, steady=True) as (socket, _):
+            await send(socket, speech("the quick brown fox jumps over", silence_s=1.0))
+            await socket.send(FINISH)
+            return [message for message in await rest(socket) if message["type"] == "partial"]
+
+    partials = run(test())
+    assert len(partials) > 1 and not any(partial["tail"] for partial in partials)
+
+
 @pytest.mark.parametrize(
     ("sample_rate", "channels", "encoding"), [(48000, 2, "pcm_f32le"), (44100, 1, "pcm_s16le"), (8000, 1, "pcm_s16le")]
 )

@@ -545,6 +545,16 @@ def test_words_that_are_held_back_change_nothing_but_the_tail(held: int) -> None
     assert any(event.tail != partials[event.clocks.processed_ms].tail for event in spoken)
 
 
+def test_steady_captions_show_only_what_never_changes() -> None:
+    audio = np.concatenate([speech("the quick brown fox jumps over a lazy dog.", silence_s=1.5), speech("five trains", silence_s=1.5)])
+    plain, steady = (transcribe(session(steady=wanted, hold_back_words=0), audio) for wanted in (False, True))
+    check_promises(steady)
+    assert not any(event.tail for event in steady if isinstance(event, Partial))
+    assert any(event.tail for event in plain if isinstance(event, Partial))
+    told = [event for event in plain if not isinstance(event, Partial) or event.words]  # what is committed, and when, stays the same
+    assert [replace(event, tail="") if isinstance(event, Partial) else event for event in told] == steady
+
+
 @pytest.mark.parametrize("at_ms", [0, 30, 200, 1000, 1390, 1720, 2500, 4000])
 def test_a_commit_ends_the_segment_and_loses_nothing(at_ms: int) -> None:
     samples = np.concatenate([speech("the quick brown fox", silence_s=1.0), speech("jumps over a", silence_s=1.0)])

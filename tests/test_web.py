@@ -123,6 +123,20 @@ def test_a_segment_that_goes_away_is_seen() -> None:
             check_steadiness([[row], after])
 
 
+def test_captions_can_stand_still(page: Page, service: Service, clip: Path) -> None:
+    """No tail: a word appears when it is committed, and stays."""
+    page.open(service.port)
+    page.press("summary")
+    page.press("#block option[value=steady]")
+    page.driver.execute_script(WATCH)
+    page.choose_file(clip)
+    page.until_state("Finished")
+    seen = page.driver.execute_script("return window.seen")
+    texts = [row["committed"] for rows in seen for row in rows]
+    assert not any(row["tail"] for rows in seen for row in rows) and len(set(texts)) > 3
+    assert page.texts(".committed") == [FIRST, SECOND]
+
+
 SHOW = """
 const [events, done] = arguments;
 Promise.all([import('/view.js'), import('/transcript.js')]).then(([{CaptionView}, {Transcript}]) => {

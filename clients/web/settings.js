@@ -2,11 +2,12 @@
 
 const KEY = "dragoman";
 const REMEMBERED = ["language", "block", "translation", "device", "speed", "glossary", "size"];
-/** How captions come: audio between two hypotheses, and words that wait until others have followed. */
+/** How captions come: audio between two hypotheses, and words that wait until others have followed, or until they will not change. */
 const PACES = {
-  320: { block_ms: 320, hold_back_words: 0 },
-  640: { block_ms: 640, hold_back_words: 1 },
-  960: { block_ms: 960, hold_back_words: 2 },
+  320: { block_ms: 320, hold_back_words: 0, steady: false },
+  640: { block_ms: 640, hold_back_words: 1, steady: false },
+  960: { block_ms: 960, hold_back_words: 2, steady: false },
+  steady: { block_ms: 640, steady: true },
 };
 const SIZE_STEP = 0.1;
 
