@@ -210,6 +210,8 @@ def _backbone(raw: Mapping[str, Any]) -> BackboneConfig:
     unknown = set(layers) - {"sliding_attention", "full_attention"}
     if unknown:
         raise ConfigError(f"layer_types holds {sorted(unknown)}, expected sliding_attention or full_attention")
+    if (count := int(raw.get("num_hidden_layers") or len(layers))) != len(layers):
+        raise ConfigError(f"layer_types names {len(layers)} layers, expected as many as num_hidden_layers says, {count}")
     for key, only in _ONLY.items():
         if raw.get(key, only) not in (only, None):
             raise ConfigError(f"{key} is {raw[key]!r} in text_config; only {only!r} is supported (Gemma 4 Unified)")

@@ -138,3 +138,9 @@ def test_a_configuration_that_is_none_is_told(tmp_path: Path, raw: bytes, says: 
     (tmp_path / "config.json").write_bytes(raw)
     with pytest.raises(ConfigError, match=says):
         read_model_config(tmp_path)
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_as_many_kinds_of_layers_as_layers(count: int) -> None:
+    with pytest.raises(ConfigError, match=f"layer_types names {count} layers, expected as many as num_hidden_layers says, 6"):
+        read({"layer_types": ["sliding_attention"] * (count - 1) + ["full_attention"], "num_hidden_layers": 6})
