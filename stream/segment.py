@@ -38,10 +38,12 @@ class Segment:
         stats: Stats,
         drafting: Drafting,
         max_draft: int,
+        patience_ms: int | None = None,
         reopen: Callable[[], Job[Cache]] | None = None,
         carried: str = "",
     ) -> None:
-        """``first_frame``: where the segment begins, counted from the beginning of the stream. ``reopen``: a fresh cache with a firmer
+        """``first_frame``: where the segment begins, counted from the beginning of the stream. ``patience_ms``: how long a word waits to be
+        heard twice alike. ``reopen``: a fresh cache with a firmer
         prompt, for a model that may answer what it hears; without it nothing is checked for answers. ``carried``: the text before it
         that stands in the prompt of ``cache``, and not in the firmer one."""
         self.cache, self.transcript, self.first_frame = cache, transcript, first_frame
@@ -55,7 +57,7 @@ class Segment:
         self._frames: list[Floats] = []  # [n, frame_samples] each; kept as long as they may have to be heard again
         self._translated: dict[str, Sequence[int]] = {}  # the last draft for each target
         self._prompts, self._task, self._guards, self._stats = prompts, task, guards, stats
-        self._drafting, self._max_draft = drafting, max_draft
+        self._drafting, self._max_draft, self._patience_ms = drafting, max_draft, patience_ms
 
     @property
     def heard_frame(self) -> int:
@@ -105,7 +107,14 @@ class Segment:
             found, kept = yield from self._without_answer(found, kept, draft, limit_tokens, audio_s)
         agreed = min(common_prefix(found.ids, draft), kept)
         is_whole = kept == len(found.ids) and found.stopped
-        return text.update(found.ids[:kept], found.logprobs[:kept], agreed, heard_ms=heard_ms, word_is_over=word_is_over and is_whole)
+        return text.update(
+            found.ids[:kept],
+            found.logprobs[:kept],
+            agreed,
+            heard_ms=heard_ms,
+            word_is_over=word_is_over and is_whole,
+            patience_ms=self._patience_ms,
+        )
 
     def _say(self, draft: Sequence[int], limit_tokens: int) -> Job[tuple[Hypothesis, int]]:
         """A hypothesis, and how many of its ids the guards let pass."""

@@ -1,6 +1,7 @@
 """The text of one segment: a committed prefix that never changes and an unstable tail that the next hypothesis may replace.
 
 Commit rule: LocalAgreement-2. What two hypotheses in a row say alike is committed, up to the last whole word; a flush commits the rest.
+But a word that keeps changing must not hold up all that comes after it: when patience is at an end, it is committed as it is heard then.
 """
 
 from __future__ import annotations
@@ -63,11 +64,21 @@ class Transcript:
         begins = max(body.rfind(mark, 0, max(0, len(body) - 1)) for mark in (". ", "? ", "! ", "。"))
         return body[begins + 1 :].strip()[-200:]
 
-    def update(self, ids: Sequence[int], logprobs: Sequence[float], agreed_tokens: int, *, heard_ms: int, word_is_over: bool) -> int:
+    def update(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float],
+        agreed_tokens: int,
+        *,
+        heard_ms: int,
+        word_is_over: bool,
+        patience_ms: int | None = None,
+    ) -> int:
         """Take a new hypothesis: ``ids`` follow the committed ids.
 
         ``agreed_tokens`` of them repeat the previous hypothesis. ``heard_ms``: where the speech that it has heard ends, in stream time.
-        ``word_is_over``: silence shows that its last word is complete. Returns the index in ``words`` of the first word that is new
+        ``word_is_over``: silence shows that its last word is complete. ``patience_ms``: words that ended so long before ``heard_ms`` are
+        committed as they are heard now, agreed or not; None: they wait. Returns the index in ``words`` of the first word that is new
         or longer; a word that grows (a full stop after it) appears as a word of its own without a leading space.
         """
         before = self.unstable_ids
@@ -75,7 +86,14 @@ class Transcript:
         whole = min(agreed_tokens, len(ids))
         while whole > 0 and not (self._is_word_end(ids, whole, word_is_over) and self._is_word_end(before, whole, True)):
             whole -= 1  # in either of the two the word goes on: "fox" is not what "foxy" began with
+        if patience_ms is not None:
+            whole = max(whole, self._overdue(heard_ms - patience_ms))
         return self._commit(self._spelt_tokens(ids, whole))
+
+    def _overdue(self, until_ms: int) -> int:
+        """How many unstable tokens belong to words that ended by then. The last word may go on, whatever its time."""
+        ends = [place for place in range(1, len(self._unstable)) if starts_word(self._tokenizer, self._unstable[place].id)]
+        return max((place for place in ends if self._unstable[place - 1].end_ms <= until_ms), default=0)
 
     def _is_word_end(self, ids: Sequence[int], place: int, end_is_one: bool) -> bool:
         """Whether a word ends before ``ids[place]``; ``end_is_one``: at the end of ``ids`` too."""

@@ -18,7 +18,7 @@ def tokenizer() -> Tokenizer:
     return TOKENIZER
 
 
-def update(transcript: Transcript, text: str, *, heard_ms: int = 1000, word_is_over: bool = False) -> int:
+def update(transcript: Transcript, text: str, *, heard_ms: int = 1000, word_is_over: bool = False, patience_ms: int | None = None) -> int:
     """A hypothesis for the whole segment, agreement counted as the decoder does."""
     ids = TOKENIZER.encode(text)[len(transcript.committed_ids) :] if text else []
     agreed = 0
@@ -26,7 +26,8 @@ def update(transcript: Transcript, text: str, *, heard_ms: int = 1000, word_is_o
         if old != new:
             break
         agreed += 1
-    return transcript.update(ids, [-0.1] * len(ids), agreed, heard_ms=heard_ms, word_is_over=word_is_over)
+    logprobs = [-0.1] * len(ids)
+    return transcript.update(ids, logprobs, agreed, heard_ms=heard_ms, word_is_over=word_is_over, patience_ms=patience_ms)
 
 
 def test_agreement_of_two_hypotheses_commits_whole_words(tokenizer: Tokenizer) -> None:
@@ -37,6 +38,17 @@ def test_agreement_of_two_hypotheses_commits_whole_words(tokenizer: Tokenizer) -
     assert (transcript.text, transcript.tail) == ("the quick", " fox")
     update(transcript, "the quick fox", heard_ms=2200)
     assert (transcript.text, transcript.tail) == ("the quick", " fox")  # the last word may go on
+
+
+def test_a_word_that_keeps_changing_is_committed_when_patience_is_at_an_end(tokenizer: Tokenizer) -> None:
+    transcript = Transcript(tokenizer, 0)
+    for heard_ms, said in enumerate(("the quick", "a quick", "the quick brown", "a quick brown"), start=1):
+        update(transcript, said, heard_ms=heard_ms * 250, patience_ms=1000)
+        assert transcript.text == ""
+    update(transcript, "the quick brown fox", heard_ms=1500, patience_ms=1000)
+    assert (transcript.text, transcript.tail) == ("the quick", " brown fox"), "the others ended less than a second ago"
+    update(transcript, "the quick red", heard_ms=9000, patience_ms=1000)
+    assert (transcript.text, transcript.tail) == ("the quick", " red"), "the last word may go on"
 
 
 def test_the_last_word_is_committed_when_silence_shows_that_it_is_over(tokenizer: Tokenizer) -> None:
@@ -162,13 +174,16 @@ def test_scripts_without_spaces_commit_character_by_character(tokenizer: Tokeniz
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.sampled_from(WORDS), max_size=8), st.booleans(), st.integers(0, 900)), max_size=12))
-def test_whatever_the_hypotheses_committed_text_only_grows(hypotheses: list[tuple[list[str], bool, int]]) -> None:
+@given(
+    st.lists(st.tuples(st.lists(st.sampled_from(WORDS), max_size=8), st.booleans(), st.integers(0, 900)), max_size=12),
+    st.sampled_from([None, 0, 500]),
+)
+def test_whatever_the_hypotheses_committed_text_only_grows(hypotheses: list[tuple[list[str], bool, int]], patience_ms: int | None) -> None:
     transcript, heard_ms, told = Transcript(TOKENIZER, 0), 0, ""
     words: list[object] = []
     for heard, word_is_over, step_ms in hypotheses:
         heard_ms += step_ms
-        first = update(transcript, " ".join(heard), heard_ms=heard_ms, word_is_over=word_is_over)
+        first = update(transcript, " ".join(heard), heard_ms=heard_ms, word_is_over=word_is_over, patience_ms=patience_ms)
         assert transcript.text.startswith(told)
         assert transcript.words[: len(words)] == words and first == len(words)
         told, words = transcript.text, list(transcript.words)
