@@ -123,7 +123,7 @@ class SessionOptions(_Section):
         default=1.6,
         ge=0,
         le=100,
-        description="a word that ended so many blocks ago is committed as it is heard now, if it was heard otherwise before; none: it waits",
+        description="a word that ended so many blocks ago is committed as it is heard now, whatever was heard before; none: it waits",
     )
     carry_over: bool = Field(
         default=True, description="the last sentence goes into the next segment's prompt, where the model has a place for it"
