@@ -25,9 +25,7 @@ class Batch:
     ids: Tensor  # [B, T] int64; PAD where there is no token
     is_text: Tensor  # [B, T] bool
     labels: Tensor  # [B, T] int64: the token that follows; IGNORE where nothing is asked
-    expected: (
-        Tensor  # [n, V] float16: for each label that is asked for, what text alone would expect there; a row of 0 where it is not asked
-    )
+    expected: Tensor  # [n, V] float16: what text alone expects in place of each label; a row of 0 where nothing is known of that
     windows: Tensor  # [B, T, 2] int64: first and last position where the letters of the label are heard; -1 where nobody knows
     features: Tensor  # [n, 288] float32: teacher's hidden states, standardised
     characters: Tensor  # [n] int64: the character that is said at the moment of each of these rows; IGNORE where nobody knows
