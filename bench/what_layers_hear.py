@@ -2,9 +2,10 @@
 
     python bench/what_layers_hear.py --store FOLDER --model small
 
-The share of variance that ridge regression misses, fitted on three quarters of the moments of whole, plain clips of a dev split and
-measured on the rest: of the features that a run asks for (6 frames late) after every layer, and of log-mel, one frame late, after those
-of the front end. Where the features' line still falls steeply from one layer to the next, the model is short of layers.
+The share of variance that ridge regression misses, fitted on three quarters of the moments of whole, plain clips and measured on the
+rest: of the features that a run asks for (6 frames late) after every layer, and of log-mel, one frame late, after those of the front
+end. The clips are of the training split, of which ``prepare`` keeps the features; hearing, unlike words, is not learnt by heart. Where
+the features' line still falls steeply from one layer to the next, the model is short of layers.
 
 Beside it what hearing so early costs at all: the share by which the teacher's own features change when it hears the audio only up to
 some time after the moment that they describe. No causal model can be told the rest.
@@ -67,6 +68,8 @@ def heard(student: Student, batches: Batches, count: int) -> list[tuple[float, f
             if place <= FRONT_END:
                 early[place].append(x[:, MEL_DELAY:].float()[there])
     wanted, bands = torch.cat(features), torch.cat(mel)
+    if not len(wanted):
+        raise SystemExit("the store holds no features of the teacher for clips of this split")
     spectra = [missed(torch.cat(x), bands) for x in early]
     return [(missed(torch.cat(x), wanted), spectra[place] if place <= FRONT_END else None) for place, x in enumerate(states)]
 
@@ -93,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True, help="a store of speech with the teacher's features (dragoman train prepare)")
     parser.add_argument("--model", default="small")
-    parser.add_argument("--split", default="dev-clean")
+    parser.add_argument("--split", default="train")
     parser.add_argument("--batches", type=int, default=10, help="of twelve rows of 12.8 s")
     parser.add_argument("--clips", type=int, default=25, help="for the teacher alone; 0: leave it out")
     parser.add_argument("--threads", type=int, default=1)

@@ -119,11 +119,11 @@ class SessionOptions(_Section):
     steady: bool = Field(
         default=False, description="no word is shown before it is committed, so none that is shown ever changes; later by a block or more"
     )
-    patience_blocks: float | None = Field(
+    patience_blocks: float = Field(
         default=1.6,
         ge=0,
         le=100,
-        description="a word that ended so many blocks ago is committed as it is heard now, whatever was heard before; none: it waits",
+        description="a word that ended so many blocks ago is committed as it is heard now, whatever was heard before; 100: it waits",
     )
     carry_over: bool = Field(
         default=True, description="the last sentence goes into the next segment's prompt, where the model has a place for it"

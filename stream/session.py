@@ -270,7 +270,6 @@ class Session:
         start_ms = max(self._committed_ms, self._ms(endpointer.first_frame))
         transcript = Transcript(self._tokenizer, start_ms, self._spelling)
         asked, most = self.options.max_draft, self._backend.spec.max_draft
-        patience = self.options.patience_blocks
         segment = Segment(
             cache,
             transcript,
@@ -281,7 +280,7 @@ class Session:
             stats=self.stats,
             drafting=self.drafting,
             max_draft=most if asked is None else min(asked, most),
-            patience_ms=None if patience is None else round(patience * self.options.block_ms),
+            patience_ms=round(self.options.patience_blocks * self.options.block_ms),
             reopen=(lambda: self._openings.open_firmly(self.task)) if self._prompts.instructed else None,
             carried=carried,
         )
