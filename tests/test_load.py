@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,8 @@ def test_the_shipped_graphs_are_of_the_shipped_weights(clips: Path) -> None:
         events = [event for block in source.blocks() for event in session.push(block)] + session.finish()
         source.close()
         texts.append(" ".join(event.text for event in events if isinstance(event, Final)))
-    assert texts[0] == texts[1] and len(texts[0].split()) > 20
+    int8, fp32 = (text.split() for text in texts)  # they may differ in a word that is nearly a tie; v1 beside v2 has 0.67
+    assert len(int8) > 20 and SequenceMatcher(None, int8, fp32).ratio() > 0.85, texts
 
 
 def changed(path: Path, at: int) -> dict[str, str]:

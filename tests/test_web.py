@@ -695,7 +695,7 @@ def test_theme_is_kept_and_colours_can_be_told_apart(page: Page, service: Servic
     for theme in ("dark", "light"):
         page.press("#theme")
         page.driver.refresh()
-        assert page.driver.execute_script("return document.documentElement.dataset.theme") == theme
+        page.until(lambda theme=theme: page.driver.execute_script("return document.documentElement.dataset.theme") == theme)
         for name in ("ink", "quiet", "tentative", "accent", "bad", "warn"):
             assert contrast(page, name) >= 4.0, (theme, name)
 
