@@ -16,15 +16,14 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from dragoman.model.checkpoint import load_model
 from dragoman.model.load import model_folder
 from dragoman.model.store import Store
 from dragoman.model.training import text
 from dragoman.model.training.batches import Batches
-from dragoman.model.training.probe import ROWS
+from dragoman.model.training.probe import ROWS, student_of
 from dragoman.model.training.rows import Batch
 from dragoman.model.training.speech import Speech
-from dragoman.model.training.student import Depths, LossWeights, Student
+from dragoman.model.training.student import LossWeights, Student
 
 WRONG = 0.12
 BATCHES = 3
@@ -53,11 +52,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    folder = model_folder(given.model)
-    model = load_model(folder)
-    student = Student(model.config, Depths()).eval()
-    student.take(model)
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    student, tokenizer = student_of(model_folder(given.model))
     case = text.TrueCaser(given.sentences.open(encoding="utf-8") if given.sentences else ())
     others = {clip.source: 0.0 for clip in Store(given.store).clips if clip.source != given.source}
     heard = {

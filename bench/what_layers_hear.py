@@ -18,17 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
-from dragoman.model.checkpoint import load_model
 from dragoman.model.config import SAMPLE_RATE
 from dragoman.model.load import model_folder
 from dragoman.model.store import Store
 from dragoman.model.training.batches import Batches
 from dragoman.model.training.precision import autocast
-from dragoman.model.training.probe import ROWS
+from dragoman.model.training.probe import ROWS, student_of
 from dragoman.model.training.speech import Speech
-from dragoman.model.training.student import Depths, Student, log_mel
+from dragoman.model.training.student import Student, log_mel
 from dragoman.model.training.teachers import CENTRE_SAMPLES, HOP_SAMPLES, MoonshineEncoder
 from torch import Tensor
 
@@ -102,11 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    folder = model_folder(given.model)
-    model = load_model(folder)
-    student = Student(model.config, Depths()).eval()
-    student.take(model)
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    student, tokenizer = student_of(model_folder(given.model))
     batches = Batches(Speech([(given.store, 1.0)], None, split=given.split), tokenizer, ROWS, seed=0)
     print("layer\tfeatures missed\tlog-mel missed")
     for place, (features, mel) in enumerate(heard(student, batches, given.batches)):

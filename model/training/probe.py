@@ -9,6 +9,7 @@ from typing import Any
 import tokenizers
 import torch
 
+from ..checkpoint import load_model
 from ..scoring import word_errors
 from . import text
 from .augment import AugmentOptions
@@ -16,10 +17,18 @@ from .batches import Batches, BatchOptions
 from .precision import autocast
 from .rows import Batch
 from .speech import Speech
-from .student import LossWeights, Student
+from .student import Depths, LossWeights, Student
 
 PLAIN = AugmentOptions(speed=0.0, noise=0.0, hiss=0.0, room=0.0, tilt=0.0, band=0.0)
 ROWS = BatchOptions(shapes=((320, 12, 1.0),), several=0.0, silence=0.0, labelled=1.0, truncate=0.0, mask_frames=0, augment=PLAIN)
+
+
+def student_of(folder: Path) -> tuple[Student, tokenizers.Tokenizer]:
+    """The model of a folder as training sees it, to be looked at, and its tokenizer. Heads are random. Errors as of ``load_model``."""
+    model = load_model(folder)
+    student = Student(model.config, Depths()).eval()
+    student.take(model)
+    return student, tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 class Probe:

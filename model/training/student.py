@@ -162,14 +162,12 @@ class Student(nn.Module):
         logits = self._logits(x, labels)
         asked = labels[labels != IGNORE]
         right = (logits.argmax(-1) == asked).float().mean()
-        loss = F.cross_entropy(logits, asked, label_smoothing=weights.smoothing)
+        loss = F.cross_entropy(logits, asked, label_smoothing=weights.smoothing, reduction="none")
         if weights.expected and len(expected):
             could = expected.float()
-            known = could.sum(-1) > 0
-            kept = F.cross_entropy(logits[known], asked[known], label_smoothing=weights.smoothing, reduction="sum")
-            soft = F.cross_entropy(logits[known], could[known], reduction="sum")
-            loss = loss + weights.expected * (soft - kept) / len(asked)
-        return loss, float(right)
+            soft = F.cross_entropy(logits, could, reduction="none")
+            loss = torch.where(could.any(-1), torch.lerp(loss, soft, weights.expected), loss)
+        return loss.mean(), float(right)
 
     def _logits(self, x: Tensor, labels: Tensor) -> Tensor:
         """What the output of the last layer says where something is asked for, [n, vocabulary]."""
