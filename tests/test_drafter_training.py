@@ -43,7 +43,7 @@ def make_batch(tokens: list[list[int]], frames: int, length: int) -> Batch:
         ids[i, at : at + len(said)], is_text[i, at : at + len(said)] = torch.tensor(said), True
         labels[i, at : at + len(said) - 1] = torch.tensor(said[1:])
     none = torch.zeros(0)
-    return Batch(sound, ids, is_text, labels, none, torch.zeros(b, length, 2), none, none, none, none, none, torch.full((b,), frames), 1.0)
+    return Batch(sound, ids, is_text, labels, none, torch.zeros(b, length, 2), *[none] * 7, torch.full((b,), frames), 1.0)
 
 
 def test_a_taught_draft_is_the_decoders_draft() -> None:

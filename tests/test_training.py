@@ -146,15 +146,15 @@ def test_written_rows_hold_sentences_alone_and_ask_for_every_word(tmp_path: Path
 
 
 def test_heads_are_fitted_to_given_weights(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
-    student, batches = make_student(), make_batches(tmp_path, tokenizer, labelled=1.0)
+    student, batches = make_student(), make_batches(tmp_path, tokenizer, labelled=1.0, late_frames=12)
     before = [p.clone() for p in (*student.backbone.parameters(), *student.projector.parameters())]
-    weights = LossWeights(words=0.0)
+    weights = LossWeights(words=0.0, late=1.0)
     with torch.no_grad():
         raw = student(batches[1], weights)[1]
         left = fit_heads(student, [batches[1]])
         fitted = student(batches[1], weights)[1]
-    assert fitted["features"] == pytest.approx(left["features"], rel=0.02) and left["features"] < raw["features"]
-    assert fitted["characters"] == pytest.approx(left["characters"], rel=0.02) and left["characters"] < raw["characters"]
+    for name in ("features", "late", "characters"):
+        assert fitted[name] == pytest.approx(left[name], rel=0.02) and left[name] < raw[name]
     assert all(torch.equal(a, b) for a, b in zip(before, (*student.backbone.parameters(), *student.projector.parameters()), strict=True))
 
 
@@ -201,6 +201,32 @@ def test_targets_are_delayed_and_follow_the_speed(tmp_path: Path, tokenizer: tok
     assert np.median(inside) == pytest.approx(FRAME / 384, abs=0.02)
 
 
+def test_the_same_features_come_once_more_later(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batch = make_batches(tmp_path, tokenizer, late_frames=9, labelled=1.0)[0]
+    soon = dict(zip(batch.feature_rows.tolist(), batch.features, strict=True))
+    later = dict(zip(batch.late_rows.tolist(), batch.late, strict=True))
+    both = [place for place in soon if place + 3 in later]
+    assert len(both) > 50 and all(torch.equal(soon[place], later[place + 3]) for place in both), "asked for 6 and 9 frames late"
+    assert len(make_batches(tmp_path, tokenizer)[0].late) == 0
+
+
+def test_a_batch_that_is_only_heard_has_no_text_and_runs_no_layer_above_hearing(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batches = make_batches(tmp_path, tokenizer, heard=1.0, splice=0.0, silence=0.5)
+    batch, student = batches[0], make_student()
+    assert (batch.labels == IGNORE).all() and not batch.is_text[:, 2:].any() and len(batch.features)
+    heard = {batches.speech.draw_heard(np.random.default_rng(i))[1].split for i in range(40)}
+    assert heard == {"train", "unlabelled"}, "clips with a transcript and without"
+    student.depths = Depths(1, 1, 2)
+    loss, figures = student(batch, LossWeights(pointer=1.0))
+    loss.backward()
+    assert set(figures) == {"features", "characters"}
+    ran = [any(p.grad is not None for p in layer.parameters()) for layer in student.backbone.layers]
+    assert ran == [True, True, False]
+    with pytest.raises(ConfigError, match="no store has the teacher's features"):
+        make_store(tmp_path / "plain", features=False)
+        Speech([(tmp_path / "plain", 1.0)], None).draw_heard(np.random.default_rng(0))
+
+
 def test_viterbi_finds_planted_characters():
     targets = text.ctc_targets("Hello, a - cat")
     logprobs = np.full((40, len(text.CTC_CHARACTERS)), -5.0, np.float32)
@@ -243,9 +269,10 @@ def test_attention_in_blocks_is_causal_attention(length: int):
 
 def test_loss_is_finite_and_every_weight_gets_a_gradient(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     student = make_student()
-    loss, figures = student(make_batches(tmp_path, tokenizer)[0], LossWeights(1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+    weights = LossWeights(mel=1.0, late=1.0, ctc=1.0, pointer=1.0)
+    loss, figures = student(make_batches(tmp_path, tokenizer, late_frames=12)[0], weights)
     loss.backward()
-    assert torch.isfinite(loss) and set(figures) == {"mel", "features", "characters", "ctc", "words", "words_right"}
+    assert torch.isfinite(loss) and set(figures) == {"mel", "features", "late", "characters", "ctc", "words", "words_right"}
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in student.parameters())
 
 
@@ -317,6 +344,18 @@ def test_text_losses_do_not_reach_the_hearing_while_they_are_learnt_apart(tmp_pa
         heard = student.projector.embedding_projection.weight.grad
         assert (heard is None or not heard.any()) == apart
         student.zero_grad()
+
+
+@pytest.mark.train
+def test_gradients_of_several_batches_make_one_step(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    options = TrainOptions(mel_steps=0, hearing_steps=0, join_step=0, threads=1, accumulate=2)
+    trainer = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / "run", options)
+    before = trainer.student.backbone.embed_tokens.weight.clone()
+    assert "norm" not in trainer.update(trainer.batches[0])
+    assert torch.equal(before, trainer.student.backbone.embed_tokens.weight)
+    assert trainer.update(trainer.batches[1])["norm"] > 0
+    assert not torch.equal(before, trainer.student.backbone.embed_tokens.weight)
+    assert all(p.grad is None for p in trainer.student.parameters())
 
 
 @pytest.mark.train
@@ -418,17 +457,29 @@ def test_a_grown_model_has_new_layers_and_says_nearly_the_same(
     assert list(grown.config.backbone.layer_types) == kinds
     monkeypatch.setattr("dragoman.model.training.grow.SMALL", 1.0)
     little, much = (float((said(model) - said(one)).abs().sum(-1).mean()) for one in (grown, grow(model, before)))
-    assert 1e-3 < little < 0.75 * much
+    assert 1e-3 < little < 0.95 * much
     kept = [i for i in range(len(kinds)) if i not in {place + n for n, place in enumerate(sorted(before))}]
     for old, new in enumerate(kept):
         for p, q in zip(student.backbone.layers[old].parameters(), grown.backbone.layers[new].parameters(), strict=True):
             assert torch.equal(p, q)
 
 
+def test_new_layers_are_copies_of_the_ones_below_in_their_order():
+    student = make_student()
+    given = student.backbone.layers
+    layers = grow(Model(student.config, student.backbone, student.projector, None), [2, 2]).backbone.layers
+    for old, new in ((0, 2), (1, 3)):
+        copied = dict(layers[new].named_parameters())
+        for name, p in given[old].named_parameters():
+            assert torch.equal(copied[name], p * 0.5 if "post_" in name else p)
+
+
 def test_a_layer_is_not_put_in_where_there_is_none():
     student = make_student()
     with pytest.raises(ConfigError, match="before layer 4, expected 0 to 3"):
         grow(Model(student.config, student.backbone, student.projector, None), [4])
+    with pytest.raises(ConfigError, match="3 layers are wanted before layer 1, but only 2 with sliding attention"):
+        grow(Model(student.config, student.backbone, student.projector, None), [1, 1, 1])
 
 
 def test_a_grown_folder_is_loaded_like_any_other(tmp_path: Path):

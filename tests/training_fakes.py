@@ -60,4 +60,4 @@ def make_student(dropout: float = 0.0) -> Student:
         global_head_dim=32,
         vocab_size=320,
     )
-    return Student(config_of(sizes.backbone()), Depths(1, 2, 3), dropout)
+    return Student(config_of(sizes.backbone()), Depths(1, 2, 3, late=2), dropout)

@@ -39,9 +39,11 @@ class BatchOptions:
 
     shapes: tuple[tuple[int, int, float], ...] = ((192, 21, 0.4), (320, 12, 0.25), (512, 8, 0.35))
     delay_frames: int = 6  # how long after a sound its target comes: the student cannot look ahead
+    late_frames: int = 0  # and how long after it comes once more, in a higher layer (depths.late); 0: it does not
     several: float = 0.5  # chance of one more utterance in a row that has room
     silence: float = 0.02  # share of rows without speech: they must give no words
     labelled: float = 0.7  # share of clips drawn from those with a transcript
+    heard: float = 0.0  # share of batches without text, of clips with or without a transcript: the layers above hearing and spelling rest
     truncate: float = 0.5  # share of rows whose last utterance is cut at a random moment, with the words heard by then (align.py)
     cut_first: float = 0.3  # of these, of the shortest shape, the share that holds nothing else; the others are cut where the row is full
     translate: float = 0.0  # share of transcribed rows whose clips all have a translation, which follows the transcript
@@ -85,10 +87,14 @@ class Batches(Dataset[Batch]):
         rng = np.random.default_rng((self.seed, step))
         shares = np.asarray([share for _, _, share in self.options.shapes])
         length, rows, _ = self.options.shapes[int(rng.choice(len(shares), p=shares / shares.sum()))]
-        return collate([self._row(length, rng) for _ in range(rows)], length, self.speech.spread, self.ngrams)
+        only_heard = bool(self.options.heard and rng.random() < self.options.heard)
+        return collate([self._row(length, rng, only_heard) for _ in range(rows)], length, self.speech.spread, self.ngrams)
 
-    def _row(self, length: int, rng: np.random.Generator) -> Row:
-        row, options = Row(), self.options
+    def _row(self, length: int, rng: np.random.Generator, only_heard: bool) -> Row:
+        row, options = Row(only_heard), self.options
+        if only_heard:
+            self._speak(row, length, rng)
+            return self._finished(row, length, rng)
         if options.pairs and self.translations is not None and rng.random() < options.pairs:
             return self._pairs(self.translations, row, length, rng)
         if options.written and rng.random() < options.written:
@@ -103,6 +109,10 @@ class Batches(Dataset[Batch]):
             self._compose(row, length, rng)
         else:
             self._speak(row, length, rng)
+        return self._finished(row, length, rng)
+
+    def _finished(self, row: Row, length: int, rng: np.random.Generator) -> Row:
+        options = self.options
         if not row.cut:
             row.silence(int(rng.integers(0, 8_000)))
         room = (length - 5 - row.text_tokens) * FRAME  # <bos>, <audio>, its end, <transcribe>, <end>
@@ -112,7 +122,7 @@ class Batches(Dataset[Batch]):
             which, clip = self.speech.noise[int(rng.integers(len(self.speech.noise)))]
             noise = self.speech.stores[which].samples(clip)
         samples = augment.add_noise(samples, noise, row.level or 0.05, options.augment, rng)
-        row.finish(samples, options.mask_frames, options.delay_frames, rng)
+        row.finish(samples, options.mask_frames, options.delay_frames, rng, options.late_frames)
         if options.wrong_tokens:
             row.given = self._spoil(row.tokens, rng)
         return row
@@ -129,7 +139,7 @@ class Batches(Dataset[Batch]):
 
     def _speak(self, row: Row, length: int, rng: np.random.Generator) -> None:
         """Fill a row with utterances; a row is either all transcribed or all without text, and all translated or none."""
-        row.labelled = bool(rng.random() < self.options.labelled)
+        row.labelled = not row.only_heard and bool(rng.random() < self.options.labelled)
         if row.labelled and self._translated and rng.random() < self.options.translate:
             row.language = sorted(self._translated)[int(rng.integers(len(self._translated)))]
         may_cut = not row.labelled or (rng.random() < self.options.truncate and row.language is None)
@@ -215,7 +225,7 @@ class Batches(Dataset[Batch]):
     def _draw(self, row: Row, rng: np.random.Generator) -> tuple[tuple[int, Clip, str], str]:
         """An utterance, and its translation into the row's language ("" where it has none)."""
         if row.language is None or self.translations is None:
-            return self.speech.draw(rng, row.labelled), ""
+            return (self.speech.draw_heard(rng) if row.only_heard else self.speech.draw(rng, row.labelled)), ""
         places, chance = self._translated[row.language]
         item = self.speech.labelled[places[drawn(chance, rng)]]
         known = self.translations.of(item[2], row.language)
@@ -252,9 +262,10 @@ class Batches(Dataset[Batch]):
             row.windows += [(-1, -1)] * len(spelt)
             return
         first, delay, at = row.samples / FRAME, self.options.delay_frames, 0
+        latest = max(delay, self.options.late_frames)
         for n in spelt:
             low, high = letters[at if n else max(at - 1, 0)], letters[max(at + n - 1, 0)]
-            row.windows.append((int(first + low / factor) + delay - 2, int(first + (high + 1) / factor) + delay + 2))
+            row.windows.append((int(first + low / factor) + delay - 2, int(first + (high + 1) / factor) + latest + 2))
             at += n
 
     def _count(self, words: str) -> int:

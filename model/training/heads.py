@@ -20,20 +20,24 @@ RIDGE = 1e-3  # of the mean square of an input, added to each: the states of a l
 
 
 def fit_heads(student: Student, batches: Iterable[Batch], *, steps: int = 40) -> dict[str, float]:
-    """Fit feature head and character head in place → what they leave, as the losses count it (share of variance; nats)."""
-    hearing, spelling, targets, spoken = [], [], [], []
+    """Fit the feature heads and the character head in place → what they leave, as the losses count it (share of variance; nats)."""
+    hearing, spelling, targets, spoken, later, targets_later = [], [], [], [], [], []
     student.eval()
     with torch.no_grad(), autocast():
         for batch in batches:
-            states = student.hidden_states(batch, max(student.depths.features, student.depths.ctc))
+            states = student.hidden_states(batch, max(student.depths.features, student.depths.ctc, student.depths.late))
             hearing.append(states[student.depths.features].flatten(0, 1)[batch.feature_rows].float())
             spelling.append(states[student.depths.ctc].flatten(0, 1)[batch.feature_rows].float())
             targets.append(batch.features.float())
             spoken.append(batch.characters)
+            later.append(states[student.depths.late].flatten(0, 1)[batch.late_rows].float())
+            targets_later.append(batch.late.float())
     student.train()
     figures: dict[str, float] = {}
     if sum(map(len, targets)):
         figures["features"] = _least_squares(student.feature_head, torch.cat(hearing), torch.cat(targets))
+    if sum(map(len, targets_later)):
+        figures["late"] = _least_squares(student.late_head, torch.cat(later), torch.cat(targets_later))
     classes = torch.cat(spoken)
     if bool((classes != IGNORE).any()):
         known = classes != IGNORE

@@ -15,6 +15,8 @@ from .splices import FRAME
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH
 
 IGNORE = -100
+Targets = tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.int64]]  # frames, the teacher's rows there, characters
+NOTHING: Targets = (np.zeros(0, np.int64), np.zeros((0, WIDTH), np.float16), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Batch:
     features: Tensor  # [n, 288] float32: teacher's hidden states, standardised
     characters: Tensor  # [n] int64: the character that is said at the moment of each of these rows; IGNORE where nobody knows
     feature_rows: Tensor  # [n] int64: flat position (b T + t) of each
+    late: Tensor  # [m, 288] float32: the same hidden states asked for later, when more has been heard
+    late_rows: Tensor  # [m] int64: flat position of each
     ctc: Tensor  # [m] int64 characters of all rows, end to end
     ctc_lengths: Tensor  # [B] int64; 0: no transcript
     audio_frames: Tensor  # [B] int64
@@ -39,7 +43,8 @@ class Batch:
 class Row:
     """One row in the making."""
 
-    def __init__(self) -> None:
+    def __init__(self, only_heard: bool = False) -> None:
+        self.only_heard = only_heard  # the text of its clips is left out
         self.parts: list[NDArray[np.float32]] = []
         self.samples = 0
         self.level = 0.0
@@ -66,7 +71,9 @@ class Row:
         self.parts.append(np.zeros(samples, np.float32))
         self.samples += samples
 
-    def finish(self, samples: NDArray[np.float32], mask_frames: int, delay_frames: int, rng: np.random.Generator) -> None:
+    def finish(
+        self, samples: NDArray[np.float32], mask_frames: int, delay_frames: int, rng: np.random.Generator, late_frames: int = 0
+    ) -> None:
         """Cut into frames, mask, and line the teacher's rows up with the frames."""
         gain = 10 ** float(rng.uniform(-1.2, 0.3))
         samples = np.clip(samples * gain, -1, 1)
@@ -76,11 +83,12 @@ class Row:
             start, run = int(rng.integers(len(self.frames))), int(rng.integers(1, mask_frames + 1))
             part = self.frames[start : start + run]
             part[:] = rng.standard_normal(part.shape, dtype=np.float32) * 0.01
-        self._align(delay_frames)
+        self.feature_frames, self.features, self.spoken = self._aligned(delay_frames)
+        self.late_frames, self.late, _ = self._aligned(late_frames) if late_frames else NOTHING
 
-    def _align(self, delay: int) -> None:
+    def _aligned(self, delay: int) -> Targets:
         """Frame t looks at the moment (t − delay + ½) · 640 samples; the teacher's rows are interpolated there."""
-        places, values, spoken = [np.zeros(0, np.int64)], [np.zeros((0, WIDTH), np.float16)], [np.zeros(0, np.int64)]
+        places, values, spoken = [NOTHING[0]], [NOTHING[1]], [NOTHING[2]]
         frames = np.arange(len(self.frames))
         for place, samples, factor, start, rows, classes in self.targets:
             at = (frames - delay + 0.5) * FRAME - place
@@ -91,7 +99,7 @@ class Row:
             values.append((rows[low] * (1 - part) + rows[np.minimum(low + 1, len(rows) - 1)] * part).astype(np.float16))
             places.append(frames[keep])
             spoken.append(np.full(len(low), IGNORE) if classes is None else classes[np.round(r).astype(np.int64)].astype(np.int64))
-        self.feature_frames, self.features, self.spoken = np.concatenate(places), np.concatenate(values), np.concatenate(spoken)
+        return np.concatenate(places), np.concatenate(values), np.concatenate(spoken)
 
 
 def collate(rows: list[Row], length: int, spread: tuple[NDArray[np.float32], NDArray[np.float32]], ngrams: NGrams | None = None) -> Batch:
@@ -100,11 +108,13 @@ def collate(rows: list[Row], length: int, spread: tuple[NDArray[np.float32], NDA
     ids, labels = np.full((b, length), text.PAD), np.full((b, length), IGNORE)
     is_text, windows = np.zeros((b, length), bool), np.full((b, length, 2), -1)
     places: list[NDArray[np.int64]] = []
+    late_places: list[NDArray[np.int64]] = []
     for i, row in enumerate(rows):
         n = len(row.frames)
         frames[i, 2 : 2 + n] = row.frames
         ids[i, :2], is_text[i, :2] = (text.BOS, text.BEGIN_AUDIO), True
         places.append(i * length + 2 + row.feature_frames)
+        late_places.append(i * length + 2 + row.late_frames)
         if row.alone:
             ids[i], is_text[i] = [text.BOS, *row.tokens[: length - 1]], True
             labels[i, :-1] = np.where(ids[i, 1:] == text.TRANSCRIBE, IGNORE, ids[i, 1:])  # that a sentence follows is not for it to say
@@ -125,7 +135,7 @@ def collate(rows: list[Row], length: int, spread: tuple[NDArray[np.float32], NDA
             heard = np.asarray(row.windows, np.int64).reshape(-1, 2)[: min(said, len(tail) - 3)]
             known = heard[:, 0] >= 0
             windows[i, 3 + n : 3 + n + len(heard)][known] = 2 + np.clip(heard[known], 0, n - 1)
-    features = np.concatenate([row.features for row in rows])
+    features, late = (np.concatenate(parts) for parts in ([row.features for row in rows], [row.late for row in rows]))
     return Batch(
         frames=torch.from_numpy(frames),
         ids=torch.from_numpy(ids),
@@ -136,6 +146,8 @@ def collate(rows: list[Row], length: int, spread: tuple[NDArray[np.float32], NDA
         features=torch.from_numpy((features - spread[0]) / spread[1]),
         characters=torch.from_numpy(np.concatenate([row.spoken for row in rows])),
         feature_rows=torch.from_numpy(np.concatenate(places)),
+        late=torch.from_numpy((late - spread[0]) / spread[1]),
+        late_rows=torch.from_numpy(np.concatenate(late_places)),
         ctc=torch.tensor([c for row in rows for c in row.characters], dtype=torch.int64),
         ctc_lengths=torch.tensor([len(row.characters) for row in rows]),
         audio_frames=torch.tensor([len(row.frames) for row in rows]),

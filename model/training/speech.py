@@ -129,6 +129,19 @@ class Speech:
             return self.labelled[drawn(self.chance, rng)]
         return self.unlabelled[int(rng.integers(len(self.unlabelled)))]
 
+    @cached_property
+    def _heard(self) -> tuple[list[tuple[int, Clip, str]], Floats]:
+        """Every clip with the teacher's features, without its text, and the cumulated seconds."""
+        clips = {(i, clip.id): (i, clip, "") for i, clip, _ in self.unlabelled + self.labelled if clip.id in self.tables[i]}
+        return list(clips.values()), np.cumsum([clip.seconds for _, clip, _ in clips.values()])
+
+    def draw_heard(self, rng: np.random.Generator) -> tuple[int, Clip, str]:
+        """A clip to be heard only, by its length. Raises ConfigError where the teacher's features are nowhere."""
+        clips, seconds = self._heard
+        if not clips:
+            raise ConfigError("batches.heard asks for rows that are only heard, but no store has the teacher's features (stores.features)")
+        return clips[drawn(seconds / seconds[-1], rng)]
+
 
 def drawn(chance: Floats, rng: np.random.Generator) -> int:
     """A place by the cumulated chances of all places."""

@@ -34,6 +34,7 @@ LAYER_KINDS = {"S": "sliding_attention", "F": "full_attention"}
 class LossWeights:
     mel: float = 0.0
     features: float = 1.0
+    late: float = 0.0  # the features once more in a higher layer, later (batches.late_frames): what was heard next is known by then
     characters: float = 1.0  # which character is said at each moment (align.py)
     ctc: float = 0.0  # the same without an alignment: slower, for speech that was not aligned
     words: float = 1.0
@@ -50,6 +51,7 @@ class Depths:
     mel: int = 2
     features: int = 6
     ctc: int = 8
+    late: int = 0  # 0: nowhere
 
 
 class Student(nn.Module):
@@ -67,6 +69,7 @@ class Student(nn.Module):
         self.projector = AudioProjector(config.audio, d)
         self.mel_head = nn.Linear(d, MEL_BANDS * MEL_PER_FRAME)
         self.feature_head = nn.Linear(d, WIDTH)
+        self.late_head = nn.Linear(d, WIDTH)
         self.character_head = nn.Linear(d, len(text.CTC_CHARACTERS))
         self.run_layer: Callable[..., Tensor] = _run_layer
         self.run_last: Callable[..., Tensor] = _run_last
@@ -110,15 +113,19 @@ class Student(nn.Module):
         return states
 
     def forward(self, batch: Batch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
+        if bool((batch.labels == IGNORE).all()) and (weights.features or weights.late or weights.characters):
+            weights = replace(weights, words=0.0, pointer=0.0)  # a batch that is only heard: the layers above rest
         with autocast():
-            heads_below = max(self.depths.features, self.depths.ctc) < self.config.backbone.num_layers
+            heads_below = max(self.depths.features, self.depths.ctc, self.depths.late) < self.config.backbone.num_layers
             last = answering(batch.labels) if weights.words and heads_below else None
             states = self.hidden_states(batch, self._depth(weights), apart=weights.apart, last=last)
             losses: dict[str, Tensor] = {}
             if weights.mel:
                 losses["mel"] = self._mel_loss(states[self.depths.mel], batch)
             if weights.features and len(batch.features):
-                losses["features"] = self._feature_loss(states[self.depths.features], batch)
+                losses["features"] = feature_loss(self.feature_head, states[self.depths.features], batch.feature_rows, batch.features)
+            if weights.late and len(batch.late):
+                losses["late"] = feature_loss(self.late_head, states[self.depths.late], batch.late_rows, batch.late)
             if weights.characters and bool((batch.characters != IGNORE).any()):
                 losses["characters"] = self._character_loss(states[self.depths.ctc], batch)
             if weights.ctc and batch.ctc_lengths.any():
@@ -136,13 +143,8 @@ class Student(nn.Module):
         """No more layers than the wanted losses listen to: the first phases of a run cost less."""
         depths, top = self.depths, self.config.backbone.num_layers
         spelt, written = weights.characters + weights.ctc, weights.words + weights.pointer
-        wanted = ((depths.mel, weights.mel), (depths.features, weights.features), (depths.ctc, spelt), (top, written))
-        return max(depth for depth, weight in wanted if weight)
-
-    def _feature_loss(self, x: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error against standardised targets: the share of variance that is missed."""
-        guess = self.feature_head(x.flatten(0, 1)[batch.feature_rows]).float()
-        return F.mse_loss(guess, batch.features.float())
+        hearing = ((depths.mel, weights.mel), (depths.features, weights.features), (depths.late, weights.late))
+        return max(depth for depth, weight in (*hearing, (depths.ctc, spelt), (top, written)) if weight)
 
     def _character_loss(self, x: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy in nats for each moment."""
@@ -218,6 +220,11 @@ class Student(nn.Module):
         error = (self.mel_head(x).float() - target).square().mean(-1)
         heard = batch.frames.abs().amax(-1) > 0
         return error[heard].mean()
+
+
+def feature_loss(head: nn.Linear, x: Tensor, rows: Tensor, features: Tensor) -> Tensor:
+    """Mean squared error against standardised targets: the share of variance that is missed."""
+    return F.mse_loss(head(x.flatten(0, 1)[rows]).float(), features.float())
 
 
 def _run_layer(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: float) -> Tensor:

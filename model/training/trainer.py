@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from .batches import Batches
 from .optim import Muon, split_parameters
-from .rows import Batch
+from .rows import IGNORE, Batch
 from .student import LossWeights, Student
 
 
@@ -40,6 +40,7 @@ class TrainOptions:
     checkpoint_s: float = 600.0
     evaluate_every: int = 500
     log_every: int = 20
+    accumulate: int = 1  # batches for each step of the optimisers
     seed: int = 1
     threads: int = 2
     dropout: float = 0.0  # share left out of what the layers above the features add; what is left is chance of (seed, step)
@@ -128,6 +129,8 @@ class Trainer:
                 self.student.eval()
                 self.log(evaluate(self))
                 self.student.train()
+            if self.step % self.options.accumulate:
+                continue  # half of a step of the optimisers could not be resumed
             if time.monotonic() - saved > self.options.checkpoint_s:
                 self.save()
                 saved = time.monotonic()
@@ -158,32 +161,36 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = lr * self.rate()
         torch.manual_seed(o.seed * 1_000_003 + self.step)  # a resumed run drops what it would have dropped
-        if o.sampled and weights.words and float(torch.rand(())) < o.sampled:
+        if o.sampled and weights.words and bool((batch.labels != IGNORE).any()) and float(torch.rand(())) < o.sampled:
             batch = self.student.sample(batch, o.sampled_words)
         loss, figures = self.student(batch, weights)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), 2.0)
+        self.step += 1
+        if self.step % o.accumulate == 0:
+            figures |= self._optimise()
+        self.hours_heard += batch.audio_seconds / 3600
+        took = time.monotonic() - begin
+        return figures | {"speed": batch.audio_seconds / took}
+
+    def _optimise(self) -> dict[str, float]:
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), 2.0 * self.options.accumulate)
         if bool(torch.isfinite(norm)):
             self.muon.step()
             self.adam.step()
-        figures["skipped"] = float(not torch.isfinite(norm))
         self.student.zero_grad(set_to_none=True)
         self._average()
-        self.step += 1
-        self.hours_heard += batch.audio_seconds / 3600
-        took = time.monotonic() - begin
-        return figures | {"norm": float(norm), "speed": batch.audio_seconds / took}
+        return {"norm": float(norm) / self.options.accumulate, "skipped": float(not torch.isfinite(norm))}
 
     @torch.no_grad()
     def _average(self) -> None:
-        decay = min(self.options.average, (self.step + 1) / (self.step + 10))
+        decay = min(self.options.average, self.step / (self.step + 9))
         for name, p in self.student.state_dict().items():
             self.averaged[name].lerp_(p, 1 - decay)
 
     def _report(self, recent: list[dict[str, float]], console: Console) -> None:
         names = dict.fromkeys(name for record in recent for name in record)
         means = {name: sum(r[name] for r in recent if name in r) / sum(name in r for r in recent) for name in names}
-        means["skipped"] = sum(r["skipped"] for r in recent)
+        means["skipped"] = sum(r.get("skipped", 0.0) for r in recent)
         self.log({name: round(value, 4) for name, value in means.items()})
         shown = " ".join(f"{name} {value:.3f}" for name, value in means.items() if name not in {"skipped", "speed"})
         left_h = (self.options.steps - self.step) * self.seconds_run / max(self.step, 1) / 3600
