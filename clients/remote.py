@@ -50,8 +50,8 @@ _SILENCE_S = 45.0  # without a byte of a server, which pings every 20 s: the net
 @dataclass(frozen=True, slots=True)
 class Restart:
     """Another session hears the stream from ``at_ms`` on: the server no longer knew the one before (it was killed, or had waited too long),
-    or has ``ended`` that of a live stream (it stops, or the time is up). ``lost_ms`` of audio before that were no longer kept here; a
-    Dropped event tells where."""
+    or has ``ended`` that of a live stream (it stops, or the time is up). ``lost_ms`` of audio before that were no longer kept here,
+    or three servers in a row were lost with it; a Dropped event tells where."""
 
     at_ms: int
     lost_ms: int = 0
@@ -366,14 +366,17 @@ class Remote:
             waited_s, pause_s = waited_s + wait_s, min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _begin_anew(self, why: Exception | None = None) -> None:
-        """Go back to where everything was told to the end. ``why`` the session is unknown is raised if this has helped too often already;
-        None: it was ended in order."""
+        """Go back to where everything was told to the end. ``why`` the session is unknown is raised if this has helped too often already,
+        but a live stream goes on behind the audio that the lost servers were sent; None: it was ended in order."""
         wanted_ms, rate = self._retelling.resume_ms, self._start.sample_rate
         self._first_sample = max(self._sample(wanted_ms), self._outbox.first)
         at_ms = max(wanted_ms, -(-self._first_sample * 1000 // rate))
-        restart = Restart(at_ms, at_ms - wanted_ms, ended=why is None)
         if why is not None and [(each.at_ms, each.ended) for each in self._restarts] == [(at_ms, False)] * _FRUITLESS:
-            raise why
+            if not self._live or self._outbox.next <= self._first_sample:
+                raise why
+            self._first_sample = self._outbox.next
+            at_ms = -(-self._first_sample * 1000 // rate)
+        restart = Restart(at_ms, at_ms - wanted_ms, ended=why is None)
         self._restarts.append(restart)
         self._session, self._seq = "", 0
         for told in self._retelling.restart(at_ms):
@@ -398,6 +401,11 @@ class Outbox:
     def waiting_samples(self) -> int:
         """Added and not yet received."""
         return self._end - self._confirmed
+
+    @property
+    def next(self) -> int:
+        """Number of the sample that is sent next."""
+        return self._next
 
     @property
     def first(self) -> int:

@@ -269,6 +269,31 @@ def test_a_server_that_this_audio_kills_is_not_tried_for_ever() -> None:
     assert next(tries) < 12
 
 
+def test_a_live_stream_goes_on_behind_the_audio_that_kills_servers() -> None:
+    restarts: list[Restart] = []
+
+    async def test() -> list[Event]:
+        async with serving(make_engine()) as live, wire(live.port) as line:
+            address = f"127.0.0.1:{line.port}"
+            async with Remote(address, live=True, pause=no_pause, restarted=restarts.append) as remote:
+                await remote.send(pcm(speech("the quick")))
+                for died in range(4):
+                    while live.engine.opened_count < 1 + died or not live.engine.active or live.engine.active[0].inbox.received_ms < 800:
+                        await breath()
+                    live.engine.streams.clear()
+                    line.cut()
+                while len(restarts) < 4:
+                    await breath()
+                await remote.send(pcm(speech("brown fox", silence_s=1.0)), last=True)
+                return await read(remote)
+
+    events = run(test())
+    check_promises(events)
+    (dropped,) = (event for event in events if isinstance(event, Dropped))
+    assert [restart.lost_ms for restart in restarts] == [0, 0, 0, dropped.duration_ms]
+    assert dropped.duration_ms == 800 and finals(events) == ["brown fox"]
+
+
 def test_a_new_server_that_is_full_is_waited_for() -> None:
     """All clients of a server that was killed come back at once, and not all of them are let in at first."""
     waited: list[float] = []

@@ -512,6 +512,15 @@ def test_a_live_stream_outlasts_its_sessions_and_any_outage(page: Page, service:
     assert played(page, True, ["finish"], *away)[-1] == ["closed", "lost"]
 
 
+def test_audio_that_kills_three_servers_is_left_out_of_a_live_stream(page: Page, service: Service) -> None:
+    page.open(service.port)
+    again = [["close"], ["open"], ["say", LOST], ["close"], ["open"], ["say", READY]]
+    told = played(page, True, *again * 4, ["speak", 2])
+    tried = [["pause", 0.25], RESUME, START, ["audio", 1]]
+    assert told == [*tried * 3, ["pause", 0.25], RESUME, ["dropped", 1000], START, ["audio", 1], ["audio", 1], ["closed", None]]
+    assert played(page, False, *again * 3, *again[:4])[-1] == ["closed", "unknown_session"]
+
+
 def test_what_no_patience_cures_ends_a_live_stream_at_once(page: Page, service: Service) -> None:
     page.open(service.port)
     for code in ("bad_task", "bad_message", "replaced", "internal"):

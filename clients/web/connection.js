@@ -182,13 +182,16 @@ export class Stream {
 
   /**
    * The server does not know the session any more, or has ended it in order: another one begins.
-   * @returns {boolean} false: it was lost, and that has helped too often already
+   * @returns {boolean} false: it was lost, that has helped too often already, and there is no later audio of a live stream to go on with
    */
   startAnew({ ended = false } = {}) {
     const { retelling, audio, sample_rate } = this;
-    const first = Math.max(this.sampleAt(retelling.resume_ms), audio.begin);
+    let first = Math.max(this.sampleAt(retelling.resume_ms), audio.begin);
     const last = this.restarts.slice(-FRUITLESS);
-    if (!ended && last.length === FRUITLESS && last.every((earlier) => earlier === first)) return false;
+    if (!ended && last.length === FRUITLESS && last.every((earlier) => earlier === first)) {
+      if (!this.live || audio.cursor <= first) return false;
+      first = audio.cursor; // behind what those servers were sent
+    }
     this.restarts = ended ? [] : [...last, first];
     const at_ms = Math.max(retelling.resume_ms, Math.ceil((first * 1000) / sample_rate));
     for (const told of retelling.restart(at_ms)) this.handlers.event?.(told);
