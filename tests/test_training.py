@@ -457,7 +457,8 @@ def test_a_grown_model_has_new_layers_and_says_nearly_the_same(
     assert list(grown.config.backbone.layer_types) == kinds
     monkeypatch.setattr("dragoman.model.training.grow.SMALL", 1.0)
     little, much = (float((said(model) - said(one)).abs().sum(-1).mean()) for one in (grown, grow(model, before)))
-    assert 1e-3 < little < 0.95 * much
+    first = before == [0]  # where nothing comes in (silence, padding), the first layer says which way to go, however softly
+    assert 1e-3 < little < (0.95 if first else 0.75) * much
     kept = [i for i in range(len(kinds)) if i not in {place + n for n, place in enumerate(sorted(before))}]
     for old, new in enumerate(kept):
         for p, q in zip(student.backbone.layers[old].parameters(), grown.backbone.layers[new].parameters(), strict=True):
