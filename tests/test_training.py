@@ -309,13 +309,28 @@ def test_dropout_leaves_the_hearing_and_a_finished_model_alone(tmp_path: Path, t
         assert torch.equal(student.hidden_states(batch)[-1], student.hidden_states(batch)[-1])
 
 
+def without_marks(logits: torch.Tensor) -> torch.Tensor:
+    """As decoding has them: no mark of the prompt is ever said."""
+    return logits.index_fill(-1, torch.tensor([i for i in range(len(text.SPECIAL_TOKENS)) if i != text.END]), -30.0)
+
+
+def test_marks_of_the_prompt_are_no_answers_to_learn_against(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    batch, student = make_batches(tmp_path, tokenizer)[1], make_student()
+    weights = LossWeights(features=0.0, characters=0.0)
+    before = student(batch, weights)[1]
+    with torch.no_grad():  # in decoding they are suppressed, so a row as loud as this one says nothing
+        student.backbone.embed_tokens.weight[text.SPECIAL_TOKENS.index("<|reserved|>")] = 5.0
+    after = student(batch, weights)[1]
+    assert not bool((batch.ids == text.SPECIAL_TOKENS.index("<|reserved|>")).any()) and after == before
+
+
 def test_smoothing_asks_for_less_certainty(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     batch, student = make_batches(tmp_path, tokenizer)[1], make_student()
     plain, smooth = (student(batch, LossWeights(features=0.0, characters=0.0, smoothing=smoothing))[1]["words"] for smoothing in (0.0, 0.2))
     labels = batch.labels[batch.labels != IGNORE]
     with autocast():
-        logits = student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1][batch.labels != IGNORE]))
-    spread = -logits.float().log_softmax(-1).mean()
+        logits = student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1][batch.labels != IGNORE])).float()
+    spread = -without_marks(logits).log_softmax(-1).mean()
     assert len(labels) and smooth == pytest.approx(0.8 * plain + 0.2 * float(spread.detach()), rel=1e-3)
 
 
@@ -327,7 +342,9 @@ def test_sampled_words_are_the_models_own_and_the_right_ones_stay_asked_for(
     monkeypatch.setattr(torch, "multinomial", lambda chances, n: chances.argmax(-1, keepdim=True))  # pyright: ignore
     shown = student.sample(batch, 1.0)
     with torch.no_grad(), autocast():
-        likeliest = student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1])).argmax(-1)[:, :-1]
+        likeliest = without_marks(student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1])).float()).argmax(-1)[
+            :, :-1
+        ]
     before, words = batch.ids[:, 1:], len(text.SPECIAL_TOKENS)
     asked = (batch.labels[:, :-1] != IGNORE) & (before >= words) & (likeliest >= words)
     assert int(asked.sum()) > 20 and torch.equal(shown.ids[:, 1:], torch.where(asked, likeliest, before))

@@ -27,6 +27,8 @@ from .teachers import WIDTH
 MEL_BANDS, MEL_PER_FRAME = 80, 4
 ATTENTION_BLOCKS = 4
 FIRST_WORD = len(text.SPECIAL_TOKENS)  # tokens below it are marks of the prompt
+NEVER_SAID = [i for i in range(FIRST_WORD) if i != text.END]
+LEAST_LOGIT = -30.0  # not -inf: the smoothed share of the loss reads it
 LAYER_KINDS = {"S": "sliding_attention", "F": "full_attention"}
 
 
@@ -172,8 +174,10 @@ class Student(nn.Module):
         return loss.mean(), float(right)
 
     def _logits(self, x: Tensor, labels: Tensor) -> Tensor:
-        """What the output of the last layer says where something is asked for, [n, vocabulary]."""
-        return self.backbone.logits(self.backbone.norm(x[labels != IGNORE])).float()
+        """What the output of the last layer says where something is asked for, [n, vocabulary]. Marks of the prompt are suppressed, as in
+        decoding: what their rows of the tied table say as output is nothing that they should have to unlearn as input."""
+        logits = self.backbone.logits(self.backbone.norm(x[labels != IGNORE])).float()
+        return logits.index_fill(-1, torch.tensor(NEVER_SAID), LEAST_LOGIT)
 
     def sample(self, batch: Batch, share: float) -> Batch:
         """The batch with ``share`` of its words as the model itself would go on, drawn by its probabilities; what is asked for stays.
