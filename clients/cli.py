@@ -172,7 +172,8 @@ def _export(args: argparse.Namespace) -> int:
     except ImportError as error:
         sys.stderr.write(f'dragoman: exporting needs more packages ({error}): pip install "dragoman[export]"\n')
         return 1
-    out = export(args.folder, args.out, precision=args.precision, assistant=args.assistant, progress=sys.stderr.isatty())
+    shown = sys.stderr.isatty()
+    out = export(args.folder, args.out, precision=args.precision, assistant=args.assistant, progress=shown, once=args.once)
     size_mb = sum(path.stat().st_size for path in (out / "onnx").iterdir()) / 1e6
     sys.stderr.write(f"dragoman: {out} holds {args.precision} graphs of {size_mb:.1f} MB; run it with --model {out}\n")
     return 0

@@ -160,6 +160,8 @@ def _export_parser(commands: Any) -> None:
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, or MODEL itself: it gets an onnx/")
     export.add_argument("--precision", choices=("fp32", "int8", "int4"), default="int8", help="of the weights (default: %(default)s)")
     export.add_argument("--assistant", type=Path, metavar="FOLDER", help="its MTP drafter (default: MODEL/assistant)")
+    once = "no matrix twice: model.safetensors keeps what the graphs lack (where FOLDER is MODEL, its unrounded weights are gone)"
+    export.add_argument("--once", action="store_true", help=once)
 
 
 def _devices(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Weights folders: Hugging Face names on disk ↔ our modules, safetensors, memory-mapped.
+"""Weights folders: Hugging Face names on disk ↔ our modules, safetensors, memory-mapped; matrices that they lack, from exported graphs.
 
 Modules are built on the meta device and take the mapped tensors as they are (``assign``), so nothing is held twice.
 """
@@ -6,7 +6,7 @@ Modules are built on the meta device and take the mapped tensors as they are (``
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from .backbone import Backbone
 from .config import DrafterConfig, ModelConfig, read_drafter_config, read_model_config
 from .drafter import Drafter
 from .errors import CheckpointError
+from .graph_weights import GRAPHS, places, read
 from .projector import AudioProjector
 from .vision import VisionEmbedder
 
@@ -51,7 +52,8 @@ def build_model(config: ModelConfig, *, device: str = "meta", dtype: torch.dtype
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", progress: bool = False) -> Model:
-    """Read a Gemma 4 Unified folder. Raises ConfigError, or ONE CheckpointError with everything missing, unexpected or mis-shaped."""
+    """Read a Gemma 4 Unified folder; what its safetensors lack and its graphs hold comes from there, as rounded as it is.
+    Raises ConfigError, or ONE CheckpointError with everything missing, unexpected or mis-shaped."""
     model = build_model(read_model_config(folder), dtype=dtype)
     _fill(folder, named_modules(model), dtype, device, progress)
     return model
@@ -120,20 +122,39 @@ def _save(folder: Path, modules: Mapping[str, nn.Module], dtype: torch.dtype | N
     return folder / SINGLE
 
 
+def save_rest(folder: Path, out: Path, held: Collection[str]) -> Path:
+    """Write ``model.safetensors`` into the folder ``out``: what is stored in ``folder``, as it is, without the tensors named in ``held``
+    (and without a repeated head). Returns the file. Raises CheckpointError."""
+    homes, rest, metadata = tensor_files(folder), dict[str, Tensor](), dict[str, str]()
+    for path in sorted(set(homes.values())):
+        with _opened(path) as file:
+            metadata |= file.metadata() or {}
+            kept = [name for name, home in homes.items() if home == path and name not in held and name not in _TIED]
+            rest |= {name: file.get_tensor(name) for name in kept}
+    save_file(rest, str(out / SINGLE), metadata={"format": "pt", **metadata})
+    (out / SINGLE).chmod(0o644)  # safetensors writes it for its owner alone
+    return out / SINGLE
+
+
 def _fill(folder: Path, modules: Mapping[str, nn.Module], dtype: torch.dtype, device: str, progress: bool) -> None:
     """Give meta modules their tensors from the folder, after comparing every name and shape."""
     homes, wanted = tensor_files(folder), tensors_on_disk(modules)
-    shapes = _shapes_on_disk(homes)
+    lacking = wanted.keys() - homes.keys()
+    in_graphs = {name: place for name, place in places(folder / GRAPHS).items() if name in lacking} if lacking else {}
+    shapes = _shapes_on_disk(homes) | {name: list(place.shape) for name, place in in_graphs.items()}
     _compare(folder, {name: list(tensor.shape) for name, tensor in wanted.items()}, shapes)
-    read: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     with progress_bar(progress, len(wanted), f"reading {folder.name}") as advance:
         for file in sorted(set(homes.values())):
             with _opened(file, device) as opened:
                 for name in (name for name, home in homes.items() if home == file and name in wanted):
-                    read[name] = opened.get_tensor(name).to(dtype)
+                    found[name] = opened.get_tensor(name).to(dtype)
                     advance()
+        for name, place in in_graphs.items():
+            found[name] = torch.as_tensor(read(folder / GRAPHS, place)).to(device, dtype)
+            advance()
     for prefix, module in modules.items():
-        ours = {name: read[disk_name(prefix, name)] for name in module.state_dict()}
+        ours = {name: found[disk_name(prefix, name)] for name in module.state_dict()}
         module.load_state_dict(ours, assign=True)
         module.requires_grad_(False)
 
@@ -157,8 +178,12 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """float32 or bfloat16: what a folder's weights are best read as. Tensors of bfloat16 stay mapped and take no memory."""
-    path = next(iter(tensor_files(folder).values()))
+    """float32 or bfloat16: what a folder's weights are best read as. Tensors of bfloat16 stay mapped and take no memory.
+    What only the graphs hold is float32: it is rounded once, and in bfloat16 would be once more."""
+    files = tensor_files(folder)
+    if not any(name.endswith("embed_tokens.weight") for name in files):
+        return torch.float32
+    path = next(iter(files.values()))
     with _opened(path) as file:
         kinds = {file.get_slice(name).get_dtype() for name in file.keys()}
     return torch.bfloat16 if kinds == {"BF16"} else torch.float32

@@ -7,6 +7,7 @@ ONNX Runtime cannot load is never left behind.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -17,13 +18,14 @@ from typing import get_args
 import numpy as np
 import torch
 
-from .checkpoint import Model, load_drafter, load_model, progress_bar, stored_dtype
+from .checkpoint import INDEX, SINGLE, Model, disk_name, load_drafter, load_model, progress_bar, save_rest, stored_dtype
 from .drafter import Drafter, check_fit
 from .errors import BackendError, ConfigError
-from .load import GRAPHS, weights_digests
-from .onnx_backend import FORMAT, NOTE, OnnxBackend
+from .graph_weights import GRAPHS, NOTE, Place, places
+from .load import weights_digests
+from .onnx_backend import FORMAT, OnnxBackend
 from .onnx_graphs import Advance, array, write_backbone, write_drafter, write_head, write_projector, write_vision
-from .onnx_writer import GraphWriter, Precision
+from .onnx_writer import Array, GraphWriter, Precision
 from .torch_backend import TorchBackend
 
 PRECISIONS = get_args(Precision)
@@ -32,18 +34,30 @@ _TOLERANCE = 1e-3  # log-probabilities of fp32 graphs against torch; the parity 
 _CHECKED_FRAMES, _CHECKED_TOKENS = 20, 4
 
 
-def export(folder: Path, out: Path, *, precision: Precision = "int8", assistant: Path | None = None, progress: bool = False) -> Path:
+def export(
+    folder: Path,
+    out: Path,
+    *,
+    precision: Precision = "int8",
+    assistant: Path | None = None,
+    progress: bool = False,
+    once: bool = False,
+) -> Path:
     """Write the checkpoint in ``folder`` as ONNX graphs below ``out``; returns ``out``.
 
     ``out`` may be ``folder`` itself (it gets an ``onnx/``, or a new one), or a folder that does not exist yet. ``assistant``: a folder
-    with the MTP drafter; None: the folder's own ``assistant/``, if there is one. ``progress``: show a bar. Raises ConfigError,
-    CheckpointError or BackendError; then nothing has changed.
+    with the MTP drafter; None: the folder's own ``assistant/``, if there is one. ``progress``: show a bar. ``once``: no matrix is held
+    twice; ``out`` has a model.safetensors with only what the graphs do not hold, and torch reads the matrices from them, as rounded as
+    they are: of a ``folder`` that is ``out`` the exact ones are gone. Raises ConfigError, CheckpointError or BackendError; then nothing
+    has changed.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     inside = out.exists() and folder.exists() and out.samefile(folder)
     if out.exists() and not inside:
         raise ConfigError(f"{out} exists already; name a new folder, or {folder} to put the graphs into it")
+    if once and inside and (folder / INDEX).is_file():
+        raise ConfigError(f"the weights in {folder} are shards, expected one {SINGLE}; name a new folder, and they stay as they are")
     model = load_model(folder, dtype=stored_dtype(folder), progress=progress)
     if assistant is None and (folder / "assistant" / "config.json").is_file():
         assistant = folder / "assistant"
@@ -58,7 +72,18 @@ def export(folder: Path, out: Path, *, precision: Precision = "int8", assistant:
         for name in () if inside else _COPIED:
             shutil.copyfile(folder / name, new / name)
         check(graphs, model, drafter)
+        if once:
+            _write_rest(folder, graphs)
+    if once:  # until this moment the old file is there, whole or slim, and goes with the new graphs as well
+        os.replace(out / GRAPHS / SINGLE, out / SINGLE)
     return out
+
+
+def _write_rest(folder: Path, graphs: Path) -> None:
+    """Write what the graphs do not hold into their own folder, as model.safetensors; their note is then of this file."""
+    save_rest(folder, graphs, places(graphs))
+    note = json.loads((graphs / NOTE).read_text(encoding="utf-8"))
+    (graphs / NOTE).write_text(json.dumps(note | {"weights": weights_digests(graphs)}) + "\n", encoding="utf-8")
 
 
 def write_graphs(
@@ -73,10 +98,10 @@ def write_graphs(
     """Every graph of a model, the table of embeddings and the note, into an existing folder. ``advance`` is called after each layer.
     ``weights``: the ``weights_digests`` of the checkpoint that the model was read from, for the note; None: it was not read from one."""
     special = model.config.special
-    with GraphWriter(graphs, "projector", precision) as g:
-        write_projector(g, model.projector)
-    with GraphWriter(graphs, "backbone", precision) as g:
-        write_backbone(g, model.backbone, advance)
+    with GraphWriter(graphs, "projector", precision) as projector:
+        write_projector(projector, model.projector)
+    with GraphWriter(graphs, "backbone", precision) as backbone:
+        write_backbone(backbone, model.backbone, advance)
     with GraphWriter(graphs, "head", precision) as g:
         write_head(g, model.backbone, special)
     if model.vision is not None:
@@ -87,9 +112,19 @@ def write_graphs(
             write_drafter(g, drafter, special)
     # The table of input embeddings is looked up, never multiplied with: it stays outside the graphs, mapped from its file.
     table = array(model.backbone.embed_tokens.weight)
-    np.save(graphs / "embeddings.npy", table if precision == "fp32" else table.astype(np.float16))
-    note = {"format": FORMAT, "precision": precision, "weights": weights}
+    table = table if precision == "fp32" else table.astype(np.float16)
+    backbone.places["embed_tokens.weight"] = _save_table(graphs / "embeddings.npy", table)
+    written = {"model.embed_audio.": projector, "model.language_model.": backbone}
+    tensors = {disk_name(prefix, name): place.noted() for prefix, g in written.items() for name, place in g.places.items()}
+    note = {"format": FORMAT, "precision": precision, "weights": weights, "tensors": tensors}
     (graphs / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+
+
+def _save_table(path: Path, table: Array) -> Place:
+    """The table [n, d] as a file of numpy; returns its place in it."""
+    np.save(path, table)
+    (n, d), size = table.shape, table.itemsize
+    return Place(path.name, (n, d), 8 * size, path.stat().st_size - table.nbytes, strides=(d * size, size))
 
 
 def check(graphs: Path, model: Model, drafter: Drafter | None) -> None:
@@ -125,6 +160,11 @@ def _renamed_at_the_end(place: Path) -> Generator[Path]:
         new, old = Path(temporary) / "new", Path(temporary) / "old"
         new.mkdir()
         yield new
-        if place.exists():
-            place.rename(old)
-        new.rename(place)
+        try:
+            if place.exists():
+                place.rename(old)
+            new.rename(place)
+        except BaseException:
+            if old.exists():  # it may hold the only copy of the weights
+                old.rename(place)
+            raise

@@ -12,13 +12,13 @@ from pathlib import Path
 from .backend import Backend
 from .config import ModelConfig, read_model_config
 from .errors import BackendError, CheckpointError, ConfigError
+from .graph_weights import GRAPHS
 from .prompt import Prompts
 from .tokenizer import Tokenizer
 
 ASSETS = Path(__file__).parent / "assets"
 DTYPES = ("float32", "bfloat16")
 RUNTIMES = ("auto", "onnx", "torch")
-GRAPHS = "onnx"  # folder of exported graphs inside a model folder
 _WHOLE_BYTES = 32_000_000  # a weights file up to this size is hashed whole: the small one's 25 MB take 15 to 35 ms
 _LONGEST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _HEAD_BYTES = 4096  # hashed of each tensor of a larger file

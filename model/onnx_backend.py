@@ -20,10 +20,10 @@ from .backend import Cache, Floats, Hidden, Ids, ModelSpec, Step, check_apart, c
 from .cache import SLACK_TOKENS, SLIDING, Mask, new_ring
 from .config import BackboneConfig, ModelConfig
 from .errors import BackendError, CacheError, TaskError
+from .graph_weights import NOTE
 from .onnx_cache import OnnxCache, Store
 
 ort: Any = onnxruntime  # untyped
-NOTE = "export.json"  # what a folder of graphs says about itself
 FORMAT = 1
 _HEAD_ROWS = 64  # positions that go through the head at once: 12B's logits are 1 MB for each
 _LOWEST = np.float32(-3e38)

@@ -11,7 +11,7 @@ dimension, g heads for each key head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,11 @@ def array(weight: Tensor) -> Array:
     return weight.detach().float().numpy()
 
 
+def _linear(g: GraphWriter, x: str, name: str, layer: nn.Linear) -> str:
+    """``name``: what its module calls the layer."""
+    return g.linear(x, array(layer.weight), {f"{name}.weight": layer.out_features})
+
+
 def _ones(width: int) -> Array:
     return np.ones(width, dtype=np.float32)
 
@@ -52,7 +57,8 @@ def write_projector(g: GraphWriter, projector: AudioProjector) -> None:
     """frames [n, samples] → x [n, d]."""
     weight = array(projector.embedding_projection.weight)
     frames = g.input("frames", np.float32, "n", weight.shape[1])
-    x = g.linear(g.rms_norm(frames, _ones(weight.shape[1]), projector.eps), weight)
+    normed = g.rms_norm(frames, _ones(weight.shape[1]), projector.eps)
+    x = _linear(g, normed, "embedding_projection", projector.embedding_projection)
     g.output("x", x, np.float32, "n", weight.shape[0])
 
 
@@ -150,31 +156,35 @@ def _norm(g: GraphWriter, x: str, weight: Tensor, eps: float) -> str:
 
 def _write_layer(g: GraphWriter, layer: Layer, x: str, shared: _Inputs, cache: tuple[str, str]) -> tuple[str, tuple[str, str] | None]:
     """→ x [n, d] after the layer; its new keys [Hkv, D, n] and values [Hkv, n, D]."""
-    attention, mlp = layer.self_attn, layer.mlp
+    attention, mlp, name = layer.self_attn, layer.mlp, f"layers.{layer.index}"
     eps = attention.eps
-    q, new = _project(g, attention, _norm(g, x, layer.input_layernorm.weight, eps), shared)
-    seen = g.linear(_attend(g, attention, q, new, shared, cache), array(attention.o_proj.weight))
+    q, new = _project(g, attention, _norm(g, x, layer.input_layernorm.weight, eps), shared, f"{name}.self_attn")
+    seen = _linear(g, _attend(g, attention, q, new, shared, cache), f"{name}.self_attn.o_proj", attention.o_proj)
     seen = _norm(g, seen, layer.post_attention_layernorm.weight, eps)
     before = g.constant(array(layer.pre_feedforward_layernorm.weight))
     h, _, _, x = g.ops("SkipSimplifiedLayerNormalization", seen, x, before, outputs=4, epsilon=eps)  # the sum, and its norm
-    gate, up = (g.linear(h, array(part.weight)) for part in (mlp.gate_proj, mlp.up_proj))  # one product, cut in two, would copy both
-    down = g.linear(g.op("Mul", g.op("Gelu", gate, approximate="tanh"), up), array(mlp.down_proj.weight))
+    gate = _linear(g, h, f"{name}.mlp.gate_proj", mlp.gate_proj)  # one product with the next, cut in two, would copy both
+    up = _linear(g, h, f"{name}.mlp.up_proj", mlp.up_proj)
+    down = _linear(g, g.op("Mul", g.op("Gelu", gate, approximate="tanh"), up), f"{name}.mlp.down_proj", mlp.down_proj)
     x = g.op("Add", x, _norm(g, down, layer.post_feedforward_layernorm.weight, eps))
     scalar = array(layer.layer_scalar)
     return x if scalar.item() == 1.0 else g.op("Mul", x, g.constant(scalar)), new
 
 
-def _project(g: GraphWriter, attention: Attention, h: str, shared: _Inputs) -> tuple[str, tuple[str, str] | None]:
+def _project(g: GraphWriter, attention: Attention, h: str, shared: _Inputs, name: str) -> tuple[str, tuple[str, str] | None]:
     """h [n, d] → q [Hkv, g * n, D]; new keys [Hkv, D, n] and values [Hkv, n, D]. Queries, keys and values are one linear layer, and
     share the norm without its weight."""
     dim, keys = attention.dim, shared.key_heads
     heads = attention.q_proj.weight.shape[0] // dim
+    weights = {f"{name}.q_proj.weight": attention.q_proj.weight}
     if attention.queries_only:
-        normed = _heads(g, h, [attention.q_proj.weight], dim, attention.eps)
+        normed = _heads(g, h, weights, dim, attention.eps)
         q = _turn(g, normed, attention.q_norm.weight.expand(heads, -1), shared)
         return g.op("Reshape", q, g.ints(keys, -1, dim)), None
-    weights = [attention.q_proj.weight, attention.k_proj.weight]
-    normed = _heads(g, h, weights if attention.shares_v else [*weights, attention.v_proj.weight], dim, attention.eps)
+    weights[f"{name}.k_proj.weight"] = attention.k_proj.weight
+    if not attention.shares_v:
+        weights[f"{name}.v_proj.weight"] = attention.v_proj.weight
+    normed = _heads(g, h, weights, dim, attention.eps)
     # A full layer's V is the K projection before k_norm's weight and rotation.
     cut = g.ints(heads, keys) if attention.shares_v else g.ints(heads + keys, keys)
     qk, v = g.ops("Split", normed, cut, outputs=2, axis=1)
@@ -185,9 +195,10 @@ def _project(g: GraphWriter, attention: Attention, h: str, shared: _Inputs) -> t
     return q, (g.op("Transpose", k, perm=[0, 2, 1]), g.op("Transpose", v, perm=[1, 0, 2]))
 
 
-def _heads(g: GraphWriter, h: str, weights: Sequence[Tensor], dim: int, eps: float) -> str:
+def _heads(g: GraphWriter, h: str, weights: Mapping[str, Tensor], dim: int, eps: float) -> str:
     """[n, d] → [n, heads, D], each head over its rms."""
-    raw = g.op("Reshape", g.linear(h, array(torch.cat(list(weights)))), g.ints(0, -1, dim))
+    rows = {name: len(weight) for name, weight in weights.items()}
+    raw = g.op("Reshape", g.linear(h, array(torch.cat(list(weights.values()))), rows), g.ints(0, -1, dim))
     return g.rms_norm(raw, _ones(dim), eps)
 
 

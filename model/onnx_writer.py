@@ -10,12 +10,15 @@ audio, and it was further from fp32 (bench/NOTES.md).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from .graph_weights import Place
 
 Precision = Literal["fp32", "int8", "int4"]
 Array = NDArray[Any]
@@ -60,6 +63,8 @@ class GraphWriter:
         self._outputs: list[ValueInfoProto] = []
         self._tensors: list[TensorProto] = []
         self._known: dict[tuple[Any, ...], str] = {}  # small constants, written once
+        self._begins: dict[str, int] = {}  # of weights in the data file
+        self.places: dict[str, Place] = {}  # of the matrices of linear layers, by the names they came with
 
     def __enter__(self) -> GraphWriter:
         return self
@@ -114,18 +119,30 @@ class GraphWriter:
         tensor.data_type, tensor.data_location = helper.np_dtype_to_tensor_dtype(values.dtype), TensorProto.EXTERNAL
         for key, value in (("location", f"{self.path.stem}.data"), ("offset", self._data.tell()), ("length", values.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
+        self._begins[tensor.name] = self._data.tell()
         np.ascontiguousarray(values).tofile(self._data)
         self._tensors.append(tensor)
         return tensor.name
 
-    def linear(self, x: str, weight: Array) -> str:
-        """[..., K] times a torch weight [N, K] → [..., N], in the graph's precision."""
+    def linear(self, x: str, weight: Array, rows: Mapping[str, int] | None = None) -> str:
+        """[..., K] times a torch weight [N, K] → [..., N], in the graph's precision. ``rows``: the matrices that ``weight`` is made of,
+        from the top down, and how many rows each has; ``places`` then tells where they are."""
+        n, k = weight.shape
         if self.precision == "fp32":
-            return self.op("MatMul", x, self.weight(weight.T))
+            stored = self.weight(weight.T)
+            self._place(Place(f"{self.path.stem}.data", (n, k), 32, self._begins[stored], strides=(4, 4 * n)), rows or {})
+            return self.op("MatMul", x, stored)
         bits, block = self.bits_and_block
-        values, scales = self.quantised(weight)
-        sizes = {"N": weight.shape[0], "K": weight.shape[1], "bits": bits, "block_size": block}
-        return self.op("MatMulNBits", x, self.weight(values), self.weight(scales), accuracy_level=self.accuracy_level, **sizes)
+        values, scales = (self.weight(part) for part in self.quantised(weight))
+        place = Place(f"{self.path.stem}.data", (n, k), bits, self._begins[values], scales=self._begins[scales], block=block)
+        self._place(place, rows or {})
+        return self.op("MatMulNBits", x, values, scales, accuracy_level=self.accuracy_level, N=n, K=k, bits=bits, block_size=block)
+
+    def _place(self, whole: Place, rows: Mapping[str, int]) -> None:
+        first = 0
+        for name, count in rows.items():
+            self.places[name] = whole.rows(first, count)
+            first += count
 
     @property
     def bits_and_block(self) -> tuple[int, int]:

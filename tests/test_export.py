@@ -61,7 +61,8 @@ def test_a_model_folder_gets_its_graphs_and_new_ones_replace_them(model: Path) -
     assert names(model) == sorted([*before, "onnx"])
     export(model, model, precision="fp32")
     weights = {"model.safetensors": hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()}
-    assert json.loads((model / "onnx" / "export.json").read_text()) == {"format": 1, "precision": "fp32", "weights": weights}
+    note = json.loads((model / "onnx" / "export.json").read_text())
+    assert note.pop("tensors") and note == {"format": 1, "precision": "fp32", "weights": weights}
     assert names(model) == sorted([*before, "onnx"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,10 +140,12 @@ def mix(folder: Path, other: Path, share: float) -> None:
 
 
 def _save(folder: Path, model: Model) -> None:
-    if (folder / GRAPHS).exists():  # before the new weights are there: stopped in between, the folder is old, but of one piece
+    with tempfile.TemporaryDirectory(dir=folder) as new:
+        weights_file = save_checkpoint(Path(new), model.backbone, model.projector, dtype=torch.float16)
+        weights_file.chmod(0o644)  # safetensors writes it for its owner alone
+        weights_file.replace(folder / weights_file.name)
+    if (folder / GRAPHS).exists():  # only now: they may have held the only copy of the old weights
         shutil.rmtree(folder / GRAPHS)
-    weights_file = save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float16)
-    weights_file.chmod(0o644)  # safetensors writes it for its owner alone
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
