@@ -43,18 +43,19 @@ class DrawnWriter(GraphWriter):
     def __init__(self, folder: Path, name: str, bits: int, block: int | None, accuracy_level: int) -> None:
         precision: Precision = "int4" if bits == 4 else "int8"
         super().__init__(folder, name, precision)
-        self._block, self.accuracy_level = block or super().bits_and_block[1], accuracy_level
+        self._block, self.accuracy_level = block, accuracy_level
         self._drawn = 0
         rng = np.random.default_rng(0)
         self._values = rng.integers(0, 256, DRAWN, dtype=np.uint8)
         self._scales = rng.uniform(0.5, 1.5, DRAWN).astype(np.float32) / np.float32(2**bits / 12**0.5)  # of a standard deviation of 1
 
-    @property
-    def bits_and_block(self) -> tuple[int, int]:
-        return super().bits_and_block[0], self._block
+    def bits_and_block(self, columns: int) -> tuple[int, int]:
+        bits, usual = super().bits_and_block(columns)
+        return bits, self._block or usual
 
     def quantised(self, weight: Array) -> tuple[Array, Array]:
-        (n, k), (bits, block) = weight.shape, self.bits_and_block
+        n, k = weight.shape
+        bits, block = self.bits_and_block(k)
         blocks = -(-k // block)
         self._drawn += 1  # every matrix begins elsewhere: ONNX Runtime keeps equal ones only once
         values = np.resize(np.roll(self._values, 4099 * self._drawn), (n, blocks, block * bits // 8))

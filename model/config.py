@@ -103,8 +103,9 @@ class SpecialIds:
 
     @property
     def suppressed(self) -> tuple[int, ...]:
-        """Ids whose output logits are not text (spec 1.4): their tied rows hold projections of audio and image ends."""
-        return (self.image, self.audio, self.video, self.end_of_image, self.end_of_audio)
+        """Ids whose output logits are not text: the tied rows of the ends of audio and images hold projections (spec 1.4), and the small
+        model's rows of what begins a prompt hold what its hearing layers look for there."""
+        return (self.image, self.audio, self.video, self.end_of_image, self.end_of_audio, self.bos, self.begin_of_audio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class ModelConfig:
     longest_segment_s: float = 12.0  # beyond it a segment is ended and a new trunk begins
     longest_positions: int | None = None  # the same for prompt, audio and tail together, in positions; None: any number
     targets: tuple[str, ...] = ()  # languages that a model of format "tokens" was taught to translate into, ISO 639-1; "gemma4" knows all
+    hearing_layers: int = 0  # below upper ones that began as a published decoder's: training holds what joins the two; 0: there are none
     hearing_delay_ms: int = 0  # how long after a sound the model writes what it was; word times are earlier by this much
 
 
@@ -145,14 +147,19 @@ def read_drafter_config(folder: Path) -> DrafterConfig:
     return DrafterConfig(int(_need(raw, "backbone_hidden_size")), _backbone(_need(raw, "text_config")))
 
 
+_OWN_KEYS = {"prompt_format", "longest_segment_s", "longest_positions", "stop", "targets", "hearing_delay_ms", "hearing_layers"}
+
+
 def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
     """A parsed ``config.json`` (nested as transformers writes it, plus our optional ``dragoman`` section) → ModelConfig."""
     audio_raw, vision_raw = _section(raw, "audio_config"), raw.get("vision_config")
     own = dict(_section(raw, "dragoman"))
-    _only_known(own, {"prompt_format", "longest_segment_s", "longest_positions", "stop", "targets", "hearing_delay_ms"}, "dragoman")
+    _only_known(own, _OWN_KEYS, "dragoman")
     stop, delay_ms = own.pop("stop", None), own.get("hearing_delay_ms", 0)
     if not isinstance(delay_ms, int) or not 0 <= delay_ms <= 5000:
         raise ConfigError(f"hearing_delay_ms is {delay_ms!r} in section 'dragoman', expected whole ms from 0 to 5000")
+    if not isinstance(layers := own.get("hearing_layers", 0), int) or layers < 0:
+        raise ConfigError(f"hearing_layers is {layers!r} in section 'dragoman', expected a number of layers, or 0")
     longest_s = own.get("longest_segment_s", 12.0)
     if not isinstance(longest_s, int | float) or not 0 < longest_s <= _MOST_SEGMENT_S:
         raise ConfigError(f"longest_segment_s is {longest_s!r} in section 'dragoman', expected seconds above 0, up to {_MOST_SEGMENT_S:g}")

@@ -220,7 +220,15 @@ def test_hidden_is_after_the_final_norm() -> None:
 
 
 def test_ids_that_are_not_text_are_suppressed() -> None:
-    assert sorted(SpecialIds().suppressed) == [258880, 258881, 258882, 258883, 258884]
+    assert sorted(SpecialIds().suppressed) == [
+        2,
+        256000,
+        258880,
+        258881,
+        258882,
+        258883,
+        258884,
+    ]  # <bos> and <|audio>, then placeholders and ends
     scores = torch.zeros(1, TEXT.vocab_size)
     assert (BACKEND._suppress(scores)[0] == -torch.inf).nonzero().flatten().tolist() == sorted(SPECIAL.suppressed)
 
