@@ -19,7 +19,7 @@ import difflib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from .align import align, train_probe
 from .batches import Batches, BatchOptions
 from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
 from .heads import fit_heads
+from .held import hold
 from .labels import write_labels
 from .ngrams import count
 from .package import Taught, config_of, package
@@ -222,9 +223,12 @@ def build_trainer(options: RunOptions) -> Trainer:
     (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
     targets = options.translations if options.batches.translate or options.batches.pairs else ()
     known = () if start is None else config.targets
-    Taught(options.batches.delay_frames, tuple(dict.fromkeys([*known, *targets]))).write(run)
+    Taught(options.batches.delay_frames, tuple(dict.fromkeys([*known, *targets])), config.hearing_layers).write(run)
+    if config.hearing_layers:
+        hold(student, config.hearing_layers)
     batches = _batches(options, tokenizer, options.train.seed)
-    trainer = Trainer(student, batches, run, options.train)
+    # Decay would shrink what is held, too.
+    trainer = Trainer(student, batches, run, replace(options.train, weight_decay=0.0) if config.hearing_layers else options.train)
     if not trainer.resume() and start is not None:
         fit_heads(student, (batches[FAR_STEP + i] for i in range(HEAD_BATCHES)))
     return trainer

@@ -1,0 +1,195 @@
+"""Each pair of layers of a grafted model learns what its layer of the decoder does, given what that one was given; see :mod:`.graft`.
+
+Layer by layer, so that no layer learns from what those below still get wrong, and all at once, so that the hearing layers run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import moonshine, text
+from .dictation import Dictation
+from .graft_layers import SCALE, WIDE
+from .held import hold
+from .listening import Listener, frames_heard
+from .optim import Muon
+from .precision import autocast, compute_dtype
+from .rows import IGNORE, Batch
+from .student import Student
+from .teachers import WIDTH
+
+ROUND_TO = 32  # positions of a row: attention is computed in blocks
+MUON_LR, ADAM_LR, WARMUP = 0.002, 1e-3, 10
+SIZE_WEIGHT, WORDS_WEIGHT, AUDIO_WEIGHT = 0.1, 0.3, 3.0  # beside the direction of each layer's output
+LEAST_SQUARE = 1e-3  # sizes are compared as logarithms of mean squares
+
+
+@dataclass(frozen=True, slots=True)
+class Lined:
+    """A dictation with its ids in the rows: <bos><|audio>, frames, <audio|>, <|transcribe|> … Axes: B rows, T positions, L tokens."""
+
+    batch: Batch
+    places: Tensor  # [B, L] int64: position of each token
+    asked: Tensor  # [B, L] bool: tokens behind which something is asked for
+    audio: Tensor  # [B, T] bool: positions of frames
+
+    def text(self, x: Tensor) -> Tensor:
+        """[B, T, 320] → [B, L, 320]."""
+        return x.gather(1, self.places[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def lined_up(dictation: Dictation) -> Lined:
+    heard, (b, length) = dictation.batch, dictation.ids.shape
+    t = -(-(heard.ids.shape[1] + 1 + length) // ROUND_TO) * ROUND_TO
+    frames, ids = F.pad(heard.frames, (0, 0, 0, t - heard.frames.shape[1])), F.pad(heard.ids, (0, t - heard.ids.shape[1]), value=text.PAD)
+    is_text, rows, end = F.pad(heard.is_text, (0, t - heard.ids.shape[1])), torch.arange(b), 2 + heard.audio_frames
+    ids[rows, end], is_text[rows, end] = text.END_AUDIO, True
+    places = end[:, None] + 1 + torch.arange(length)
+    asked = dictation.labels != IGNORE
+    ids.scatter_(1, places, dictation.ids)
+    is_text.scatter_(1, places, asked)
+    batch = replace(heard, frames=frames, ids=ids, is_text=is_text)
+    return Lined(batch, places, asked, frames_heard(batch))
+
+
+def decoder_states(decoder: moonshine.Decoder, ids: Tensor, states: Tensor, heard: Tensor) -> list[Tensor]:
+    """What goes into each layer, and what comes out of the last one, [B, L, 288]."""
+    found, run = list[Tensor](), decoder.run_layer
+
+    def noted(layer: moonshine.Layer, x: Tensor, *rest: Tensor) -> Tensor:
+        found.append(x)
+        return run(layer, x, *rest)
+
+    ends = decoder.norm.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    decoder.run_layer = noted
+    try:
+        decoder(ids, states, heard)
+    finally:
+        decoder.run_layer = run
+        ends.remove()
+    return found
+
+
+def through(student: Student, x: Tensor, first: int, end: int | None = None) -> Tensor:
+    """[B, T, 320] → the same behind the layers ``first`` … ``end`` − 1."""
+    t, dtype = x.shape[1], compute_dtype()
+    rotary, mask = student.backbone.rotary(torch.arange(t)[None], dtype), torch.full((t, t), -1e4, dtype=dtype).triu(1)
+    x = x.to(dtype)
+    for layer in student.backbone.layers[first:end]:
+        x = student.run_layer(layer, x, rotary, mask, 0.0)
+    return x
+
+
+def pairs(student: Student, hidden: Tensor, targets: Sequence[Tensor], lined: Lined) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each pair of layers, given what the decoder's layer is given, and flags as the pair before leaves them → its text [B, L, 320] in
+    float32, and how far audio has moved (mean square, as a share). ``hidden``: behind the hearing layers; ``targets``: decoder's states."""
+    at = student.config.backbone.num_layers - 2 * (len(targets) - 1)
+    hidden = hidden.float()
+    size, flags = hidden[lined.audio].square().mean(), lined.text(hidden)
+    for given in targets[:-1]:
+        x = torch.cat([centred(given) * SCALE, flags.detach()[..., WIDTH:]], -1)
+        x = hidden.scatter(1, lined.places[..., None].expand(-1, -1, WIDE), x).to(compute_dtype())
+        y = through(student, x, at, at + 2)
+        flags, at = lined.text(y).float(), at + 2
+        yield flags, (y - x)[lined.audio].float().square().mean() / size
+
+
+def centred(x: Tensor) -> Tensor:
+    x = x.float()
+    return x - x.mean(-1, keepdim=True)
+
+
+def off(said: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of text [n, 320] against the decoder's [n, 288], both normed: the share of variance that is missed."""
+    return F.mse_loss(F.layer_norm(said[:, :WIDTH].float(), (WIDTH,)), F.layer_norm(wanted.float(), (WIDTH,)))
+
+
+@torch.no_grad()
+def errors(listener: Listener, student: Student, dictation: Dictation) -> dict[str, float]:
+    """How far the model is from the listener. Mean squares, as a share: ``hearing`` (of audio behind the hearing layers), ``text_below``
+    and ``audio_above`` (how far they moved where they should not), ``pair0`` … (what each pair of layers misses, given what its layer is
+    given), ``whole`` (all of it, one after the other); ``same``: share of tokens at which both say the same first."""
+    lined, below = lined_up(dictation), len(listener.student.backbone.layers)
+    asked, n = lined.asked, dictation.batch.ids.shape[1]
+    with autocast(), listener.uncompiled():
+        heard = listener.hear(dictation.batch)
+        targets = decoder_states(listener.decoder, dictation.ids, listener.states(heard), lined.audio[:, :n])
+        states = student.hidden_states(lined.batch)
+        outputs = [said[asked] for said, _ in pairs(student, states[below], targets, lined)]
+        found = {f"pair{i}": float(off(said, target[asked])) for i, (said, target) in enumerate(zip(outputs, targets[1:], strict=True))}
+        wanted, said = targets[-1][asked], lined.text(states[-1])[asked]
+        ours, theirs = student.backbone.logits(student.backbone.norm(said)), listener.decoder.logits(listener.decoder.norm(wanted))
+    begin, hearing = states[0].float(), states[below].float()
+    real, moved = lined.text(begin)[asked][:, :WIDTH], (lined.text(hearing) - lined.text(begin))[asked][:, :WIDTH]
+    audio, old = hearing[lined.audio], heard[lined.audio[:, :n]].float() * SCALE
+    return {
+        "hearing": float((audio[:, : old.shape[1]] - old).square().mean() / old.square().mean()),
+        "text_below": float(moved.square().mean() / real.square().mean()),
+        "audio_above": float((states[-1].float()[lined.audio] - audio).square().mean() / audio.square().mean()),
+        **found,
+        "whole": float(off(said, wanted)),
+        "same": float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
+    }
+
+
+def fit(
+    listener: Listener,
+    student: Student,
+    dictations: Iterable[tuple[Dictation, float]],
+    muon_lr: float = MUON_LR,
+    adam_lr: float = ADAM_LR,
+) -> Iterator[dict[str, float]]:
+    """One step for each dictation and the share of the time that is over, from which the rate falls → its losses, as in :func:`errors`.
+
+    Learnt are the layers above hearing, but for what is held (:mod:`.held`). Asked of each pair: the direction of what it says, its
+    size, and that audio stays; and of the last one what the decoder would write. Runs the student's and the decoder's layers as they are
+    set: compiled ones, if they are.
+    """
+    below = student.config.backbone.num_layers - 2 * len(listener.decoder.layers)
+    listener.requires_grad_(False)
+    hold(student, below)
+    student.requires_grad_(False)
+    learnt = [p for layer in student.backbone.layers[below:] for p in layer.requires_grad_(True).parameters()]
+    muon = Muon([p for p in learnt if p.ndim == 2], lr=muon_lr)
+    adam = torch.optim.AdamW([p for p in learnt if p.ndim != 2], lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    for step, (dictation, over) in enumerate(dictations):
+        rate = min(1.0, (step + 1) / WARMUP) * max(0.02, 1.0 - over)
+        for optimiser, lr in ((muon, muon_lr), (adam, adam_lr)):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * rate
+        loss, figures = _fit_loss(listener, student, lined_up(dictation), dictation, below)
+        loss.backward()
+        for optimiser in (muon, adam):
+            optimiser.step()
+            optimiser.zero_grad()
+        yield figures
+
+
+def _fit_loss(listener: Listener, student: Student, lined: Lined, dictation: Dictation, below: int) -> tuple[Tensor, dict[str, float]]:
+    asked, decoder, n = lined.asked, listener.decoder, dictation.batch.ids.shape[1]
+    with autocast():
+        with torch.no_grad():
+            hidden = student.hidden_states(lined.batch, below)[-1]
+            heard = listener.states(hidden[:, :n, : listener.student.config.backbone.hidden_size] / SCALE)  # as the hearing layers say it
+            targets = decoder_states(decoder, dictation.ids, heard, lined.audio[:, :n])
+            wanted = decoder.logits(decoder.norm(targets[-1][asked])).float().log_softmax(-1)
+        figures, said, total, moved = dict[str, float](), hidden, torch.zeros(()), torch.zeros(())
+        for i, ((said, step), target) in enumerate(zip(pairs(student, hidden, targets, lined), targets[1:], strict=True)):
+            missed = off(said[asked], target[asked])
+            size = _log_square(said[asked][:, :WIDTH] / SCALE) - _log_square(centred(target[asked]))
+            total = total + missed + SIZE_WEIGHT * size.square().mean()
+            moved = moved + step
+            figures[f"pair{i}"] = float(missed.detach())
+        logits = student.backbone.logits(student.backbone.norm(said[asked].to(compute_dtype()))).float().log_softmax(-1)
+        words = F.kl_div(logits, wanted, log_target=True, reduction="batchmean")
+    total = total + WORDS_WEIGHT * words + AUDIO_WEIGHT * moved
+    return total, figures | {"words": float(words.detach()), "audio_above": float(moved.detach())}
+
+
+def _log_square(x: Tensor) -> Tensor:
+    return x.square().mean(-1).add(LEAST_SQUARE).log()

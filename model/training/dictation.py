@@ -1,0 +1,144 @@
+"""Batches of clips and what is written of them, for a decoder that reads the text apart from the audio. Axes: B rows, T frames, L tokens.
+
+A batch is a pure function of (seed, step), as in :mod:`.batches`, and what is done to the audio is the same; but a row is one clip, and
+its text is no part of the row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import tokenizers
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import ConfigError
+from . import augment, text
+from .augment import AugmentOptions
+from .rows import IGNORE, Batch, Row, collate
+from .speech import Speech
+from .splices import FRAME
+
+FRAMES_PER_TOKEN = 4  # room for 6.25 tokens a second; Moonshine's own transcriber allows 6.5
+SHORTEST_CUT = 8  # frames
+MISSES = 2000  # clips drawn in vain, one after the other, until the stores are said to have none that fits
+
+
+@dataclass(frozen=True, slots=True)
+class ClipOptions:
+    """What rows look like. Where a file names ``augment``, what it leaves out has the value of AugmentOptions, and not the one below."""
+
+    lengths: tuple[int, ...] = (96, 160, 224, 320, 448)  # positions of a row, ascending; few, as each is compiled
+    positions: int = 5376  # of all rows of a batch together
+    delay_frames: int = 6  # a cut clip asks for the words that ended so long before
+    late_frames: int = 12  # how long after a sound the teacher's feature of it is asked for
+    tail_frames: int = 10  # of silence behind a clip that is whole
+    truncate: float = 0.3  # share of the clips with known word times that are cut at a random moment
+    mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
+    wrong_tokens: float = 0.1  # share of tokens that are given wrong as input: what comes next must be heard, not guessed
+    augment: AugmentOptions = field(
+        default_factory=lambda: AugmentOptions(speed=0.1, noise=0.15, snr_db=(10.0, 40.0), hiss=0.1, room=0.05, tilt=0.2, band=0.0)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Dictation:
+    """What is heard, and what is to be written. ``batch`` has no text but <bos><|audio> in front of the frames."""
+
+    batch: Batch
+    ids: Tensor  # [B, L] int64: <|transcribe|>, then tokens as they are given; <eos> behind them
+    labels: Tensor  # [B, L] int64: the token that follows each; IGNORE behind the <eos> that is asked for
+
+
+class Dictations(Dataset[Dictation]):
+    """``dictations[step]`` → Dictation. Raises ConfigError where no clip of the stores fits."""
+
+    def __init__(self, speech: Speech, tokenizer: tokenizers.Tokenizer, options: ClipOptions, seed: int) -> None:
+        self.speech, self.tokenizer, self.options, self.seed = speech, tokenizer, options, seed
+        if not speech.labelled:
+            raise ConfigError("the stores have no clip with a transcript, and nothing else can be listened to through a decoder")
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, step: int) -> Dictation:
+        rng = np.random.default_rng((self.seed, step))
+        shortest, length = self._lengths(rng)
+        count, rows, written = max(1, self.options.positions // length), list[Row](), list[list[int]]()
+        misses = 0
+        while len(rows) < count:
+            drawn = self._row(shortest, length, rng)
+            misses = misses + 1 if drawn is None else 0
+            if drawn is not None:
+                rows.append(drawn[0])
+                written.append(drawn[1])
+            elif misses > MISSES:
+                raise ConfigError(f"batches.lengths: of {MISSES} clips of the stores none fits into a row of {length} positions")
+        batch = collate(rows, length, self.speech.spread)
+        return Dictation(batch, *self._lined_up(written, length // FRAMES_PER_TOKEN, rng))
+
+    def _lengths(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Fewest frames of a row, and its length; a clip is drawn to choose them, so that a length comes as often as clips have it."""
+        _, clip, _ = self.speech.draw(rng, True)
+        lengths = self.options.lengths
+        wanted = (clip.samples // FRAME + self.options.tail_frames + 12) * (1 + self.options.augment.speed)
+        at = next((i for i, length in enumerate(lengths) if length >= wanted), len(lengths) - 1)
+        return (int(0.8 * lengths[at - 1]) if at else 0), lengths[at]
+
+    def _row(self, shortest: int, length: int, rng: np.random.Generator) -> tuple[Row, list[int]] | None:
+        """A clip as a row, and its tokens; None if it does not fit."""
+        options, speech = self.options, self.speech
+        which, clip, words = speech.draw(rng, True)
+        wave, ends = speech.stores[which].samples(clip), speech.word_ends[which].get(clip.id)
+        cut = ends is not None and rng.random() < options.truncate
+        if ends is not None and cut:
+            frames = int(rng.integers(SHORTEST_CUT, max(SHORTEST_CUT, len(wave) // FRAME) + 1))
+            wave = wave[: frames * FRAME]
+            words = " ".join(words.split()[: sum(end + options.delay_frames < frames for end in ends)])
+        tokens = self.tokenizer.encode(words).ids
+        change = augment.draw_change(speech.rooms, options.augment, rng)
+        wave = change.of(wave)
+        frames = len(wave) // FRAME + options.tail_frames + 8  # and up to 8 of silence in front of it
+        if not shortest <= frames <= length - 2 or len(tokens) >= length // FRAMES_PER_TOKEN:
+            return None
+        row = Row(only_heard=True)
+        row.silence(int(rng.integers(0, 8 * FRAME)))
+        row.level = augment.rms(wave)
+        if clip.id in speech.tables[which]:
+            row.targets.append((row.samples, len(wave), change.factor, 0, speech.tables[which][clip.id], None))
+        row.parts.append(wave)
+        row.samples += len(wave)
+        row.silence(0 if cut else options.tail_frames * FRAME)
+        samples = np.concatenate(row.parts)[: (length - 2) * FRAME]  # of the silence a part of a frame may be too much
+        samples = augment.add_noise(samples, self._noise(rng), row.level, options.augment, rng)
+        row.finish(samples, options.mask_frames, options.delay_frames, rng, options.late_frames)
+        return row, tokens
+
+    def _noise(self, rng: np.random.Generator) -> NDArray[np.float32] | None:
+        if not self.speech.noise:
+            return None
+        which, clip = self.speech.noise[int(rng.integers(len(self.speech.noise)))]
+        return self.speech.stores[which].samples(clip)
+
+    def _lined_up(self, written: list[list[int]], length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens of each row → ids and labels [B, L]; wrong tokens are drawn from those of the batch, and so as often as they are used."""
+        ids, labels = np.full((len(written), length), text.END), np.full((len(written), length), IGNORE)
+        ids[:, 0] = text.TRANSCRIBE
+        for i, tokens in enumerate(written):
+            ids[i, 1 : len(tokens) + 1] = tokens
+            labels[i, : len(tokens) + 1] = [*tokens, text.END]
+        used = np.asarray([token for tokens in written for token in tokens])
+        if len(used):
+            wrong = (rng.random(ids.shape) < self.options.wrong_tokens) & (ids >= len(text.SPECIAL_TOKENS))
+            ids = np.where(wrong, rng.choice(used, ids.shape), ids)
+        return torch.from_numpy(ids), torch.from_numpy(labels)
+
+
+def whole_clip(samples: NDArray[np.float32], options: ClipOptions) -> Row:
+    """A clip as it is, to be listened to: no change but the loudness, which the model does not hear."""
+    row = Row(only_heard=True)
+    row.finish(np.pad(samples, (0, options.tail_frames * FRAME)), 0, options.delay_frames, np.random.default_rng(0))
+    return row

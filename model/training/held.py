@@ -1,0 +1,63 @@
+"""What training must leave alone in a grafted model (:mod:`.graft_layers`): flags, what they open, and ballast.
+
+Some heads and units are exactly zero but where a flag is, and a thousand times louder than all else there. Norms divide by what there is,
+so a first small step away from zero would already silence every position: a gradient through them is of size 10⁶, the rest of size 10.
+Everything else is free to be learnt, but for the projector and the norm that follow it, which lead to the same heads.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .graft_layers import CROSS, DIM, HEARING_HEADS, SELF, VALUE_FLAG
+from .recognisers import HEADS
+from .teachers import WIDTH
+
+FREE_UNITS = {True: -2, False: -1}  # of an MLP, above the hearing layers and in them; those behind them pour ballast
+
+
+def hold(student: nn.Module, hearing_layers: int) -> None:
+    """Zero the gradients of what is held in ``student``, from now on: parameters get hooks."""
+    for name, p in student.named_parameters():
+        if name.startswith(("backbone.", "projector.")):
+            p.register_hook(partial(torch.mul, free(name, p, hearing_layers)))
+
+
+def free(name: str, weight: Tensor, hearing_layers: int) -> Tensor:
+    """1 where a parameter of backbone or projector is free to be learnt and 0 where it is held, of the parameter's shape."""
+    mask = torch.ones_like(weight)
+    if name.startswith("projector.") or name == "backbone.layers.0.input_layernorm.weight":
+        return torch.zeros_like(weight)
+    if not name.startswith("backbone.layers."):  # the table, the last norm: flags are behind what is real
+        mask[..., WIDTH:] = 0
+        return mask
+    layer, part = int(name.split(".")[2]), name.split(".")[-2]
+    upper = layer >= hearing_layers
+    places = CROSS if (layer - hearing_layers) % 2 else SELF
+    compared = [places.gate, places.sink]
+    if part in {"o_proj", "down_proj"} or part.endswith("layernorm"):
+        mask[WIDTH:] = 0
+    if part in {"q_norm", "k_norm"} and upper:
+        mask[compared] = 0
+    if part in {"q_proj", "k_proj", "v_proj"}:
+        _hold_heads(mask.view(HEADS, DIM, -1), part, upper, compared)
+    if part == "o_proj":
+        heads = mask.view(len(mask), HEADS, DIM)
+        (heads[:, :1, VALUE_FLAG] if upper else heads[:, HEARING_HEADS:])[:] = 0
+    if part in {"gate_proj", "up_proj"}:
+        mask[FREE_UNITS[upper] :] = 0
+    if part == "down_proj":
+        mask[:, FREE_UNITS[upper] :] = 0
+    return mask
+
+
+def _hold_heads(heads: Tensor, part: str, upper: bool, compared: list[int]) -> None:
+    if not upper:
+        heads[HEARING_HEADS:] = 0
+    elif part == "v_proj":
+        heads[:2, VALUE_FLAG] = 0
+    else:
+        heads[:, compared] = 0

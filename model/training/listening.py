@@ -1,0 +1,340 @@
+"""Learning to hear through a decoder that knows already how English is written.
+
+    python -m dragoman.model.training.listening --config run.yaml    # goes on where the last run stopped
+
+The lower layers of a student, one linear layer and the pretrained decoder of Moonshine tiny (:mod:`.moonshine`) are trained as one:
+what is heard must be worth reading, and the gradient that says so comes from something that can read. What ships is made of it
+afterwards (:mod:`.graft`).
+
+A file needs the keys ``folder``, ``stores`` (which exist: ``run prepare`` makes them) and ``start_from``. All other keys have defaults;
+they are the fields of ListeningOptions and RateOptions (here), StoreOptions (``prepare``), ClipOptions (``dictation``) and AugmentOptions
+(``augment``). An unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import tokenizers
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoint import load_model
+from ..config import ModelConfig, read_model_config
+from ..errors import ConfigError
+from ..scoring import word_errors
+from . import pieces, text
+from .augment import AugmentOptions
+from .batches import Batches
+from .dictation import ClipOptions, Dictation, Dictations, whole_clip
+from .heads import fit_heads
+from .moonshine import Decoder, load_decoder, run_layer
+from .optim import Muon, split_parameters
+from .package import Taught, config_of
+from .precision import autocast, compute_dtype
+from .prepare import StoreOptions, user_path
+from .recognisers import TOKENS_PER_S
+from .rows import IGNORE, Batch, collate
+from .speech import Speech
+from .student import Depths, Student, feature_loss
+from .teachers import SPREAD, WIDTH
+from .trainer import Trainer, TrainOptions
+
+HEAD_BATCHES, FAR_STEP = 6, 1 << 29  # the linear layer is fitted on ten minutes of speech, in batches that no run reaches
+FRAMES_PER_S = 25
+CLIPS_AT_ONCE = 12  # of a dev split, that are about equally long
+
+
+@dataclass(frozen=True, slots=True)
+class RateOptions:
+    """When and how fast; the rate is a function of the step, so the length is given in steps and not in minutes."""
+
+    steps: int = 500
+    muon_lr: float = 0.0015  # matrices of the hearing layers
+    adam_lr: float = 3e-4  # everything else that hears
+    decoder_lr: float = 2e-4  # the decoder has little to learn, and much to forget
+    weight_decay: float = 0.05
+    warmup_steps: int = 30
+    decay_from: int = 200
+    average: float = 0.98  # decay of the averaged weights
+    smoothing: float = 0.05  # share of each token's probability that is spread over all
+    late: float = 1.0  # weight of the teacher's features, asked for ``batches.late_frames`` late
+    checkpoint_s: float = 300.0
+    evaluate_every: int = 100
+    evaluate_clips: int = 60
+    log_every: int = 20
+    seed: int = 1
+    threads: int = 2
+    compile: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ListeningOptions:
+    """Everything of a run; the keys of the YAML file."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    folder: str  # checkpoints and log
+    stores: tuple[StoreOptions, ...]
+    start_from: str  # a model folder whose lower layers begin
+    layers: int = 8  # of them
+    decoder_layers: tuple[int, ...] = (0, 1, 3, 4, 5)  # of the published decoder; the one left out is missed least
+    vocabulary: int = 8192  # pieces that are kept, those used most
+    texts: tuple[str, ...] = ()  # text files, one sentence a line, that are counted beside the transcripts, and tell the case of these
+    sources: dict[str, float] = field(default_factory=dict)  # how often clips of a source are drawn; one not named: 1.0
+    mutual_error: float = 0.4  # clips on which the two teachers differ in a smaller share of words are learnt from (labels.py)
+    probe_split: str | None = None  # dev split of the first store that is listened to while the run goes on
+    batches: ClipOptions = field(default_factory=ClipOptions)
+    train: RateOptions = field(default_factory=RateOptions)
+
+
+def read_options(path: Path) -> ListeningOptions:
+    """A YAML file → ListeningOptions. Raises ConfigError that names the key and the nearest valid one."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    try:
+        return TypeAdapter(ListeningOptions).validate_python(raw, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        parts = (ListeningOptions, StoreOptions, RateOptions, ClipOptions, AugmentOptions)
+        names = [name for part in parts for name in part.__dataclass_fields__]
+        near = difflib.get_close_matches(str(first["loc"][-1]) if first["loc"] else "", names, n=1)
+        hint = f"; the nearest key is {near[0]!r}" if near and first["type"] != "missing" else ""
+        raise ConfigError(f"{path}: {where}: {first['msg']}{hint}") from error
+
+
+class Listener(nn.Module):
+    """``forward(dictation)`` → (loss, figures). Axes: B rows, T frames with the prompt, L tokens, d width of the hearing layers.
+
+    ``student``: of its hearing layers only. ``spread``: mean and standard deviation [288] of the teacher's features as they are stored;
+    the linear layer writes them standardised, as its dimensions differ in size a hundredfold.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(
+        self, student: Student, decoder: Decoder, spread: tuple[NDArray[Any], NDArray[Any]], smoothing: float = 0.0, late: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.student, self.decoder = student, decoder
+        self.adapt = nn.Linear(student.config.backbone.hidden_size, WIDTH)
+        for name, value in zip(("mean", "spread"), spread, strict=True):
+            self.register_buffer(name, torch.as_tensor(value).float() * SPREAD)
+        self.smoothing, self.late = smoothing, late
+        self._plain = student.run_layer, decoder.run_layer
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.student.compile()
+        self.decoder.run_layer = torch.compile(run_layer, dynamic=False)
+
+    @contextmanager
+    def uncompiled(self) -> Generator[None]:
+        """For shapes that come once."""
+        compiled = self.student.run_layer, self.decoder.run_layer
+        self.student.run_layer, self.decoder.run_layer = self._plain
+        try:
+            yield
+        finally:
+            self.student.run_layer, self.decoder.run_layer = compiled
+
+    def hear(self, batch: Batch) -> Tensor:
+        """[B, T, d] after the hearing layers."""
+        return self.student.hidden_states(batch)[-1]
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """[B, T, d] → [B, T, 288] as Moonshine's encoder would give them."""
+        return (self.adapt(hidden) * self.spread + self.mean).to(compute_dtype())
+
+    def forward(self, dictation: Dictation) -> tuple[Tensor, dict[str, float]]:
+        batch = dictation.batch
+        with autocast():
+            hidden = self.hear(batch)
+            asked = dictation.labels != IGNORE
+            said = self.decoder(dictation.ids, self.states(hidden), frames_heard(batch))[asked]
+            logits, labels = self.decoder.logits(said).float(), dictation.labels[asked]
+            losses = {"words": F.cross_entropy(logits, labels, label_smoothing=self.smoothing)}
+            total = losses["words"]
+            if self.late and len(batch.late):
+                losses["late"] = feature_loss(self.student.late_head, hidden, batch.late_rows, batch.late)
+                total = total + self.late * losses["late"]
+        right = (logits.argmax(-1) == labels).float().mean()
+        return total, {name: float(loss.detach()) for name, loss in losses.items()} | {"words_right": float(right)}
+
+
+def frames_heard(batch: Batch) -> Tensor:
+    """[B, T] bool: positions of audio."""
+    places = torch.arange(batch.ids.shape[1])
+    return (places >= 2) & (places < 2 + batch.audio_frames[:, None])
+
+
+class ListeningTrainer(Trainer):
+    """The loop of :mod:`.trainer`, with a rate of its own for the decoder. What is saved is the whole listener."""
+
+    def __init__(self, listener: Listener, dictations: Dictations, folder: Path, rates: RateOptions) -> None:
+        shared = {name: value for name, value in asdict(rates).items() if name in TrainOptions.__dataclass_fields__}
+        # Of the two it asks no more than any module and any data set have; what it does ask a student, ``update`` does here.
+        super().__init__(cast("Student", listener), cast("Batches", dictations), folder, TrainOptions(**shared))
+        self.listener, self.dictations, self.rates = listener, dictations, rates
+        matrices, rest = split_parameters(listener.student)
+        self.muon = Muon(matrices, lr=rates.muon_lr, weight_decay=rates.weight_decay)
+        groups = [{"params": [*rest, *listener.adapt.parameters()]}, {"params": list(listener.decoder.parameters())}]
+        self.adam = torch.optim.AdamW(groups, lr=rates.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+    def update(self, batch: Any) -> dict[str, float]:
+        """One step with a Dictation."""
+        begin, rates = time.monotonic(), self.rates
+        for optimiser, full in ((self.muon, [rates.muon_lr]), (self.adam, [rates.adam_lr, rates.decoder_lr])):
+            for group, lr in zip(optimiser.param_groups, full, strict=True):
+                group["lr"] = lr * self.rate()
+        loss, figures = self.listener(batch)
+        loss.backward()
+        self.step += 1
+        figures |= self._optimise()
+        self.hours_heard += batch.batch.audio_seconds / 3600
+        return figures | {"speed": batch.batch.audio_seconds / (time.monotonic() - begin)}
+
+
+@torch.inference_mode()
+def dev_errors(listener: Listener, speech: Speech, tokenizer: tokenizers.Tokenizer, options: ClipOptions, clips: int) -> dict[str, Any]:
+    """The word error rate on the first clips of a dev split, decoded greedily, and one of the texts."""
+    chosen = sorted(speech.labelled[:clips], key=lambda item: item[1].samples)
+    said: list[str] = []
+    with autocast(), listener.uncompiled():
+        for first in range(0, len(chosen), CLIPS_AT_ONCE):
+            rows = [whole_clip(speech.stores[which].samples(clip), options) for which, clip, _ in chosen[first : first + CLIPS_AT_ONCE]]
+            batch = collate(rows, 2 + max(len(row.frames) for row in rows), speech.spread)
+            limits = [2 + int(frames / FRAMES_PER_S * TOKENS_PER_S) for frames in batch.audio_frames.tolist()]
+            states = listener.states(listener.hear(batch))
+            found = listener.decoder.greedy(states, frames_heard(batch), limits, begin=text.TRANSCRIBE, end=text.END)
+            said += [tokenizer.decode(ids).strip() for ids in found]
+    wer = word_errors([words for _, _, words in chosen], said).rate
+    return {"dev_wer": round(wer, 4), "heard": said[len(said) // 2] if said else ""}
+
+
+def hearing_student(config: ModelConfig, layers: int) -> Student:
+    """A student of the lower layers of a model, with random weights. Raises ConfigError where it has no such number of layers."""
+    kinds = config.backbone.layer_types
+    if not 0 < layers <= len(kinds):
+        raise ConfigError(f"layers is {layers}, expected 1 to {len(kinds)}: so many does the model have that start_from names")
+    cut = replace(config, backbone=replace(config.backbone, layer_types=kinds[:layers]))
+    return Student(cut, Depths(mel=layers, features=layers, ctc=layers, late=layers))
+
+
+def first_layers(folder: Path, layers: int) -> Student:
+    """The lower layers of a model folder; heads are random. Errors as of :func:`hearing_student` and ``load_model``."""
+    student, model = hearing_student(read_model_config(folder), layers), load_model(folder)
+    given = model.backbone.state_dict()
+    student.backbone.load_state_dict({name: given[name] for name in student.backbone.state_dict()})
+    student.projector.load_state_dict(model.projector.state_dict())
+    return student
+
+
+def speech_of(options: ListeningOptions) -> Speech:
+    """The clips of all stores. Upper-case transcripts get the case of ``texts``, if there are any."""
+    stores = [(user_path(store.folder), store.weight) for store in options.stores]
+    case = text.TrueCaser(_sentences(options)) if options.texts else None
+    labels = [store.labels for store in options.stores]
+    return Speech(stores, case, labels=labels, sources=options.sources, mutual_error=options.mutual_error)
+
+
+def small_decoder(options: ListeningOptions, speech: Speech) -> tuple[Decoder, tokenizers.Tokenizer]:
+    """The published decoder with the layers and pieces that are kept, and its tokenizer. Raises ConfigError."""
+    whole = pieces.moonshine_tokenizer()
+    counts = pieces.count_pieces(whole, (words for _, _, words in speech.labelled))
+    counts += pieces.count_pieces(whole, _sentences(options))
+    try:
+        tokenizer, old_ids = pieces.smaller(whole, counts, options.vocabulary)
+        decoder = load_decoder(options.decoder_layers)
+    except ValueError as error:
+        raise ConfigError(f"vocabulary, decoder_layers: {error}") from error
+    old, rows = torch.tensor(old_ids), decoder.embed_tokens.weight.detach()
+    decoder.embed_tokens = nn.Embedding.from_pretrained(torch.where((old >= 0)[:, None], rows[old], 0.0), freeze=False)
+    return decoder, tokenizer
+
+
+def _sentences(options: ListeningOptions) -> Iterator[str]:
+    for name in options.texts:
+        with user_path(name).open(encoding="utf-8") as file:
+            yield from (line.rstrip("\n") for line in file)
+
+
+def build_trainer(options: ListeningOptions) -> ListeningTrainer:
+    """Listener, batches and optimisers: resumed from the run's last checkpoint, or begun from ``start_from`` and the published decoder."""
+    run, rates = user_path(options.folder), options.train
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(rates.seed)
+    torch.set_num_threads(rates.threads)
+    torch.set_flush_denormal(True)
+    speech = speech_of(options)
+    student = first_layers(user_path(options.start_from), options.layers)
+    if (run / "checkpoint.pt").exists():
+        tokenizer, decoder = read_tokenizer(run), Decoder(options.vocabulary, len(options.decoder_layers))
+    else:
+        decoder, tokenizer = small_decoder(options, speech)
+        tokenizer.save(str(run / "tokenizer.json"))
+    (run / "sizes.json").write_text(json.dumps(asdict(student.config.backbone)) + "\n")
+    Taught(options.batches.delay_frames).write(run)
+    listener = Listener(student, decoder, speech.spread, rates.smoothing, rates.late)
+    dictations = Dictations(speech, tokenizer, options.batches, rates.seed)
+    trainer = ListeningTrainer(listener, dictations, run, rates)
+    if not trainer.resume():
+        fit_heads(student, (dictations[FAR_STEP + i].batch for i in range(HEAD_BATCHES)))
+        listener.adapt.load_state_dict(student.late_head.state_dict())  # the decoder was taught to read just these features
+        trainer.averaged |= {name: value.clone() for name, value in listener.state_dict().items()}
+    return trainer
+
+
+def read_tokenizer(run: Path) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # which is not written into the file: a text that spells <eos> is text
+    return tokenizer
+
+
+def load_listener(run: Path, *, averaged: bool = True) -> Listener:
+    """What a run has learnt. Raises ConfigError where there is nothing."""
+    if not (run / "checkpoint.pt").exists():
+        raise ConfigError(f"{run} is no folder of a run that has been saved: it holds no checkpoint.pt")
+    weights = torch.load(run / "checkpoint.pt", weights_only=True, mmap=True)["averaged" if averaged else "student"]
+    config = config_of(json.loads((run / "sizes.json").read_text()))
+    layers = {found[1] for name in weights if (found := re.match(r"decoder\.layers\.(\d+)\.", name))}
+    decoder = Decoder(len(weights["decoder.embed_tokens.weight"]), len(layers))
+    listener = Listener(hearing_student(config, config.backbone.num_layers), decoder, (weights["mean"].numpy(), weights["spread"].numpy()))
+    listener.load_state_dict(weights)
+    return listener.eval()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True)
+    options = read_options(parser.parse_args(arguments).config)
+    trainer = build_trainer(options)
+    if options.train.compile:
+        trainer.listener.compile()
+    if options.probe_split is None:
+        trainer.train()
+        return
+    dev = Speech([(user_path(options.stores[0].folder), 1.0)], None, split=options.probe_split)
+    given = (dev, trainer.dictations.tokenizer, options.batches, options.train.evaluate_clips)
+    trainer.train(lambda _: dev_errors(trainer.listener, *given))
+
+
+if __name__ == "__main__":
+    main()

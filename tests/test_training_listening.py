@@ -1,0 +1,313 @@
+"""Learning to hear through a decoder: what is heard and what is asked for, the rates, and that a run goes on where it stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("rapidfuzz", reason="needs the extra train")
+pytest.importorskip("scipy", reason="needs the extra train")
+
+import tokenizers  # noqa: E402
+from dragoman.model.checkpoint import load_model, save_checkpoint  # noqa: E402
+from dragoman.model.config import read_model_config  # noqa: E402
+from dragoman.model.errors import ConfigError  # noqa: E402
+from dragoman.model.training import dictation, listening, text  # noqa: E402
+from dragoman.model.training.augment import AugmentOptions  # noqa: E402
+from dragoman.model.training.dictation import ClipOptions, Dictation, Dictations, whole_clip  # noqa: E402
+from dragoman.model.training.listening import (  # noqa: E402
+    ListeningOptions,
+    ListeningTrainer,
+    RateOptions,
+    build_trainer,
+    dev_errors,
+    first_layers,
+    frames_heard,
+    load_listener,
+    read_options,
+)
+from dragoman.model.training.moonshine import Decoder, load_decoder  # noqa: E402
+from dragoman.model.training.package import Taught, small_config  # noqa: E402
+from dragoman.model.training.prepare import StoreOptions  # noqa: E402
+from dragoman.model.training.rows import IGNORE  # noqa: E402
+from dragoman.model.training.run import SizeOptions  # noqa: E402
+from dragoman.model.training.speech import Speech  # noqa: E402
+from dragoman.model.training.splices import FRAME  # noqa: E402
+from dragoman.model.training.student import Depths, Student  # noqa: E402
+
+from .training_fakes import SENTENCES, make_store  # noqa: E402
+from .training_listeners import VOCABULARY, make_dictations, make_listener, make_tokenizer  # noqa: E402
+
+needs_weights = pytest.mark.skipif(importlib.util.find_spec("moonshine_voice") is None, reason="needs the extra train")
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> tokenizers.Tokenizer:
+    return make_tokenizer(tmp_path)
+
+
+def asked(given: Dictation) -> list[list[int]]:
+    return [row[row != IGNORE].tolist() for row in given.labels]
+
+
+def word_times(folder: Path, end: int, step: int = 0) -> None:
+    """Words of each clip end in frame ``end``, ``end + step``, …"""
+    if not folder.exists():
+        make_store(folder)
+    lines = (f"clip{i}\t" + " ".join(str(end + step * w) for w in range(len(SENTENCES[i % 4].split()))) + "\n" for i in range(12))
+    (folder / "words.tsv").write_text("".join(lines))
+
+
+def test_a_dictation_is_a_function_of_its_step(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    one, two = make_dictations(tmp_path, tokenizer)[3], make_dictations(tmp_path, tokenizer)[3]
+    other = make_dictations(tmp_path, tokenizer)[4]
+    assert torch.equal(one.batch.frames, two.batch.frames) and torch.equal(one.ids, two.ids) and torch.equal(one.batch.late, two.batch.late)
+    assert not torch.equal(one.batch.frames, other.batch.frames)
+
+
+def test_each_row_is_a_clip_and_each_of_its_words_is_asked_for(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    given = make_dictations(tmp_path, tokenizer, wrong_tokens=0.0)[0]
+    batch = given.batch
+    assert batch.ids[:, :2].tolist() == [[text.BOS, text.BEGIN_AUDIO]] * len(batch.ids) and int(batch.is_text.sum()) == 2 * len(batch.ids)
+    for row, (labels, ids) in enumerate(zip(asked(given), given.ids.tolist(), strict=True)):
+        assert tokenizer.decode(labels[:-1]).strip() in SENTENCES and labels[-1] == text.END
+        assert ids[: len(labels)] == [text.TRANSCRIBE, *labels[:-1]] and set(ids[len(labels) :]) == {text.END}
+        n = int(batch.audio_frames[row])
+        assert 18 + 12_000 // FRAME // 1.2 < n <= 94 and not batch.frames[row, 2 + n :].any() and not batch.frames[row, :2].any()
+        assert frames_heard(batch)[row].nonzero()[:, 0].tolist() == list(range(2, 2 + n))
+    assert len(batch.late) == len(batch.late_rows) > 0
+
+
+def test_cut_clips_ask_only_for_words_heard(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    word_times(tmp_path / "store", 1000)
+    assert asked(make_dictations(tmp_path, tokenizer, truncate=1.0)[0]) == [[text.END]] * 4, "no word has been heard by frame 1000"
+    word_times(tmp_path / "store", 2, 4)
+    quiet = AugmentOptions(speed=0.0, noise=0.0, hiss=0.0, room=0.0, tilt=0.0, band=0.0)
+    cut, lengths = make_dictations(tmp_path, tokenizer, truncate=1.0, wrong_tokens=0.0, augment=quiet), set[int]()
+    for step in range(4):
+        given = cut[step]
+        for labels, n in zip(asked(given), given.batch.audio_frames.tolist(), strict=True):
+            words = tokenizer.decode(labels[:-1]).split()
+            assert any(sentence.split()[: len(words)] == words for sentence in SENTENCES)
+            assert not words or 2 + 4 * (len(words) - 1) + 6 < n, "the last word ended six frames before the audio does"
+            lengths.add(len(words))
+    assert len(lengths) > 2
+    assert all(len(labels) > 4 for labels in asked(make_dictations(tmp_path, tokenizer, truncate=0.0)[0]))
+
+
+def test_wrong_tokens_are_shown_and_right_ones_asked_for(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    right, spoilt = (make_dictations(tmp_path, tokenizer, wrong_tokens=share)[0] for share in (0.0, 0.5))
+    assert torch.equal(right.labels, spoilt.labels)
+    words = right.ids >= len(text.SPECIAL_TOKENS)
+    assert torch.equal(right.ids[~words], spoilt.ids[~words])
+    assert 0.2 < float((right.ids != spoilt.ids)[words].float().mean()) < 0.8
+    assert set(spoilt.ids[words].tolist()) <= {i for sentence in SENTENCES for i in tokenizer.encode(sentence).ids}
+
+
+def test_stores_without_what_is_wanted_are_refused(
+    tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dictation, "MISSES", 20)
+    with pytest.raises(ConfigError, match="of 20 clips of the stores none fits into a row of 24 positions"):
+        make_dictations(tmp_path, tokenizer, lengths=(24,))[0]
+    speech = Speech([(tmp_path / "store", 1.0)], None)
+    speech.labelled = []
+    with pytest.raises(ConfigError, match="no clip with a transcript"):
+        Dictations(speech, tokenizer, ClipOptions(), 1)
+
+
+def test_a_row_has_the_length_that_its_clips_need(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    dictations = make_dictations(tmp_path, tokenizer, lengths=(64, 96), positions=192)
+    for given in (dictations[step] for step in range(6)):
+        rows, length = given.batch.ids.shape
+        assert (rows, length) in {(3, 64), (2, 96)} and given.ids.shape == (rows, length // 4)
+        assert length == 64 or int(given.batch.audio_frames.min()) >= int(0.8 * 64) - 8
+    assert len(whole_clip(np.zeros(10 * FRAME + 1, np.float32), dictations.options).frames) == 21
+
+
+def test_every_part_learns_and_what_is_behind_the_end_is_not_asked_for(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    listener, given = make_listener(), make_dictations(tmp_path, tokenizer)[0]
+    loss, figures = listener(given)
+    loss.backward()
+    assert set(figures) == {"words", "late", "words_right"} and float(loss.detach()) == pytest.approx(figures["words"] + figures["late"])
+    parts = (listener.student.backbone.layers, listener.student.projector, listener.adapt, listener.decoder, listener.student.late_head)
+    assert all(p.grad is not None and bool(p.grad.any()) for part in parts for p in part.parameters())
+    given.ids[given.labels == IGNORE] = 77
+    with torch.no_grad():
+        assert float(listener(given)[0]) == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_layers_that_were_compiled_are_left_alone_for_shapes_that_come_once() -> None:
+    listener = make_listener()
+    plain = listener.student.run_layer, listener.decoder.run_layer
+    listener.student.run_layer = listener.decoder.run_layer = lambda *given: given[1]  # as if compiled
+    with listener.uncompiled():
+        assert (listener.student.run_layer, listener.decoder.run_layer) == plain
+    assert listener.student.run_layer is listener.decoder.run_layer
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    rates, dictations = RateOptions(steps=4, warmup_steps=2, decay_from=2, threads=1), make_dictations(tmp_path, tokenizer)
+    whole = ListeningTrainer(make_listener(), dictations, tmp_path / "whole", rates)
+    for step in range(3):
+        whole.update(dictations[step])
+    first = ListeningTrainer(make_listener(), dictations, tmp_path / "run", rates)
+    first.update(dictations[0])
+    first.save()
+    second = ListeningTrainer(make_listener(seed=5), dictations, tmp_path / "run", rates)
+    assert second.resume() and second.step == 1
+    for step in range(1, 3):
+        second.update(dictations[step])
+    for (name, a), b in zip(whole.listener.state_dict().items(), second.listener.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert second.hours_heard == pytest.approx(whole.hours_heard) and second.rate() == whole.rate() < 1
+
+
+def test_the_decoder_has_a_rate_of_its_own(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    dictations = make_dictations(tmp_path, tokenizer)
+    trainer = ListeningTrainer(make_listener(), dictations, tmp_path / "run", RateOptions(decoder_lr=0.0, warmup_steps=1))
+    before = {name: value.clone() for name, value in trainer.listener.state_dict().items()}
+    trainer.update(dictations[0])
+    moved = {name for name, value in trainer.listener.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("decoder.") for name in moved)
+    assert {"adapt.weight", "student.late_head.bias", "student.projector.embedding_projection.weight"} < moved
+    assert {name for name in moved if "q_proj" in name} == {f"student.backbone.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
+
+
+def test_dev_clips_are_decoded(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    pytest.importorskip("whisper_normalizer")
+    pytest.importorskip("jiwer")
+    make_store(tmp_path / "store")
+    speech, listener = Speech([(tmp_path / "store", 1.0)], None), make_listener()
+    with torch.no_grad():
+        listener.decoder.embed_tokens.weight[text.END] = 0.0
+        listener.decoder.embed_tokens.weight[tokenizer.encode("cat").ids] *= 20
+    found = dev_errors(listener, speech, tokenizer, ClipOptions(), 5)
+    assert set(found) == {"dev_wer", "heard"} and found["dev_wer"] > 0 and isinstance(found["heard"], str)
+    assert dev_errors(listener, speech, tokenizer, ClipOptions(), 0) == {"dev_wer": 0.0, "heard": ""}
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def model_folder(folder: Path) -> Path:
+    """A model of three layers, the last one full."""
+    sizes = SizeOptions(64, 128, "SSF", 1, 1, head_dim=64, global_head_dim=64, vocab_size=VOCABULARY).backbone()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(small_config(sizes, Taught())))
+    torch.manual_seed(3)
+    student = Student(read_model_config(folder), Depths())
+    save_checkpoint(folder, student.backbone, student.projector)
+    return folder
+
+
+def run_options(tmp_path: Path, **changes: object) -> ListeningOptions:
+    if not (tmp_path / "start").exists():
+        make_store(tmp_path / "store")
+        model_folder(tmp_path / "start")
+    given: dict[str, object] = {
+        "folder": str(tmp_path / "run"),
+        "stores": (StoreOptions(str(tmp_path / "store")),),
+        "start_from": str(tmp_path / "start"),
+        "layers": 2,
+        "decoder_layers": (0,),
+        "vocabulary": VOCABULARY,
+        "batches": ClipOptions(lengths=(96,), positions=192),
+        "train": RateOptions(steps=3, warmup_steps=1, threads=1, compile=False),
+    }
+    return ListeningOptions(**(given | changes))  # pyright: ignore[reportArgumentType]
+
+
+def test_hearing_begins_with_the_lower_layers_of_a_model(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "start")
+    student, model = first_layers(folder, 2), load_model(folder)
+    assert student.config.backbone.layer_types == ("sliding_attention",) * 2
+    given = model.backbone.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in student.backbone.state_dict().items())
+    assert torch.equal(student.projector.embedding_projection.weight, model.projector.embedding_projection.weight)
+    with pytest.raises(ConfigError, match="layers is 4, expected 1 to 3"):
+        first_layers(folder, 4)
+
+
+def test_a_run_is_built_saved_and_read_again(tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "small_decoder", lambda options, speech: (Decoder(VOCABULARY, 1), tokenizer))
+    monkeypatch.setattr(listening, "HEAD_BATCHES", 2)
+    options = run_options(tmp_path)
+    trainer = build_trainer(options)
+    assert torch.equal(trainer.listener.adapt.weight, trainer.listener.student.late_head.weight), (
+        "it begins with what the teacher would say"
+    )
+    assert torch.equal(trainer.averaged["adapt.weight"], trainer.listener.adapt.weight)
+    trainer.update(trainer.dictations[0])
+    trainer.save()
+    assert json.loads((tmp_path / "run" / "taught.json").read_text()) == {"delay_frames": 6, "targets": [], "hearing_layers": 0}
+    monkeypatch.undo()  # nothing of the published decoder is needed any more
+    again, read = build_trainer(options), load_listener(tmp_path / "run", averaged=False)
+    assert again.step == 1
+    for listener in (again.listener, read):
+        for (name, a), b in zip(trainer.listener.state_dict().items(), listener.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+    averaged = load_listener(tmp_path / "run")
+    assert torch.equal(averaged.adapt.weight, trainer.averaged["adapt.weight"])
+    with pytest.raises(ConfigError, match="holds no checkpoint.pt"):
+        load_listener(tmp_path / "start")
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("folder: a\nstores: [{folder: b}]\nstart_from: c\ntrain: {decoder_rl: 0.1}\n")
+    with pytest.raises(ConfigError, match=r"train\.decoder_rl: .*the nearest key is 'decoder_lr'"):
+        read_options(path)
+    path.write_text("folder: a\nstores: [{folder: b}]\n")
+    with pytest.raises(ConfigError, match="start_from: Field required$"):
+        read_options(path)
+    path.write_text("folder: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        read_options(path)
+    with pytest.raises(ConfigError, match="nowhere.yaml does not exist"):
+        read_options(tmp_path / "nowhere.yaml")
+    path.write_text("folder: a\nstores: [{folder: b, labels: 0.8}]\nstart_from: c\nbatches: {lengths: [96, 160]}\ndecoder_layers: [0, 5]\n")
+    options = read_options(path)
+    assert options.batches.lengths == (96, 160) and options.decoder_layers == (0, 5) and options.stores[0].labels == 0.8
+
+
+@pytest.mark.train
+@needs_weights
+def test_the_command_trains_through_the_published_decoder_and_goes_on(tmp_path: Path) -> None:
+    """Three steps, then one more: with the real pieces and one real layer."""
+    run_options(tmp_path)
+    (tmp_path / "texts.txt").write_text("We walked to the market.\n")
+    lines = f"""
+folder: {tmp_path / "run"}
+stores: [{{folder: {tmp_path / "store"}}}]
+start_from: {tmp_path / "start"}
+layers: 2
+decoder_layers: [5]
+vocabulary: 600
+texts: [{tmp_path / "texts.txt"}]
+batches: {{lengths: [96], positions: 192}}
+"""
+    train = "train: {steps: %d, log_every: 1, evaluate_every: 2, threads: 1, compile: false}\n"
+    for steps in (3, 4):
+        (tmp_path / "run.yaml").write_text(lines + "probe_split: train\n" + train % steps)
+        listening.main(["--config", str(tmp_path / "run.yaml")])
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "words" in record] == [1, 2, 3, 4]
+    assert [record["step"] for record in records if "dev_wer" in record] == [2, 4]
+    decoder = load_listener(tmp_path / "run", averaged=False).decoder
+    tokenizer = listening.read_tokenizer(tmp_path / "run")
+    assert decoder.embed_tokens.num_embeddings == 600 == tokenizer.get_vocab_size()
+    rows, published = (one.embed_tokens.weight.detach() for one in (decoder, load_decoder((5,))))
+    assert float(rows[text.BOS].abs().max()) < 2e-3, "a mark that the published one has no row for began as nothing"
+    assert torch.allclose(rows[[text.TRANSCRIBE, text.END]], published[[1, 2]], atol=2e-3)
+    for wrong, message in (("vocabulary: 100", "100 ids are asked for"), ("decoder_layers: [6]", r"layers \[6\] are asked for")):
+        key = wrong.split(":")[0]
+        changed = "\n".join(wrong if line.startswith(key) else line for line in lines.splitlines()).replace("/run\n", "/other\n")
+        (tmp_path / "run.yaml").write_text(changed + "\n" + train % 3)
+        with pytest.raises(ConfigError, match=message):
+            listening.main(["--config", str(tmp_path / "run.yaml")])
