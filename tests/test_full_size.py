@@ -62,7 +62,7 @@ def test_the_published_values_are_read() -> None:
     assert (text.kv_heads(0), text.dim(0), text.kv_heads(5), text.dim(5)) == (8, 256, 1, 512)
     assert (text.last_layer_of("sliding_attention"), text.last_layer_of("full_attention")) == (46, 47)
     assert special.stop == (1, 106, 50)
-    assert sorted(special.suppressed) == [258880, 258881, 258882, 258883, 258884]
+    assert sorted(special.suppressed) == [2, 256000, 258880, 258881, 258882, 258883, 258884]
     assert (special.begin_of_audio, special.begin_of_image) == (256000, 255999)
     assert (read.audio.frame_ms, read.longest_segment_s, read.prompt_format) == (40.0, 12.0, "gemma4")
     assert read.longest_positions == 450

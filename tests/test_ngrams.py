@@ -19,7 +19,7 @@ from dragoman.model.training.batches import Batches  # noqa: E402
 from dragoman.model.training.ngrams import NGrams, count  # noqa: E402
 from dragoman.model.training.precision import autocast  # noqa: E402
 from dragoman.model.training.rows import IGNORE  # noqa: E402
-from dragoman.model.training.student import LossWeights  # noqa: E402
+from dragoman.model.training.student import LEAST_LOGIT, NEVER_SAID, LossWeights  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -93,7 +93,8 @@ def test_the_loss_asks_for_a_share_of_what_is_expected(tmp_path: Path, tokenizer
     soft = student(batch, LossWeights(features=0.0, characters=0.0, expected=0.25))[1]["words"]
     asked = batch.labels != IGNORE
     with torch.no_grad(), autocast():
-        logits = student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1][asked])).float().log_softmax(-1)
+        logits = student.backbone.logits(student.backbone.norm(student.hidden_states(batch)[-1][asked])).float()
+        logits = logits.index_fill(-1, torch.tensor(NEVER_SAID), LEAST_LOGIT).log_softmax(-1)  # marks of the prompt, as in decoding
     hard = -logits.gather(1, batch.labels[asked][:, None])[:, 0]
     known = batch.expected.sum(-1) > 0
     wanted = torch.where(known, 0.75 * hard - 0.25 * (batch.expected.float() * logits).sum(-1), hard).mean()

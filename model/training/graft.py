@@ -188,13 +188,14 @@ def _write_upper(
 
 
 def within(dictations: Dictations, seconds: float) -> Iterator[tuple[Dictation, float]]:
-    """Dictations until the time is over, and the share of it that is."""
-    begin = time.monotonic()
+    """Dictations until the time is over, and the share of it that is. The first one does not count: layers are compiled for it."""
+    begin: float | None = None
     for dictation in DataLoader(dictations, batch_size=None, num_workers=1, prefetch_factor=4):
-        over = (time.monotonic() - begin) / seconds
+        over = 0.0 if begin is None else (time.monotonic() - begin) / seconds
         if over >= 1:
             return
         yield dictation, over
+        begin = begin or time.monotonic()
 
 
 def save(folder: Path, student: Student, run: Path, dtype: torch.dtype = torch.float16) -> None:
