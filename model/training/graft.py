@@ -37,7 +37,8 @@ from . import moonshine
 from .blockwise import MUON_LR, Lined, errors, fit, lined_up
 from .dictation import Dictation, Dictations
 from .graft_layers import AUDIO, AUDIO_FLAG, BEGIN_FLAG, DIM, HEARING_HEADS, SCALE, TEXT, WIDE
-from .listening import FAR_STEP, Listener, frames_heard, load_listener, read_options, read_tokenizer, speech_of
+from .heads import FAR_STEP
+from .listening import Listener, frames_heard, load_listener, read_options, read_tokenizer, speech_of
 from .package import Taught, config_of, small_config
 from .precision import autocast
 from .recognisers import HEADS

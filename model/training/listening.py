@@ -14,11 +14,10 @@ they are the fields of ListeningOptions and RateOptions (here), StoreOptions (``
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import re
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,9 +25,8 @@ from typing import Any, cast
 
 import tokenizers
 import torch
-import yaml
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,9 +38,10 @@ from . import pieces, text
 from .augment import AugmentOptions
 from .batches import Batches
 from .dictation import ClipOptions, Dictation, Dictations, whole_clip
-from .heads import fit_heads
+from .heads import FAR_STEP, HEAD_BATCHES, fit_heads
 from .moonshine import Decoder, load_decoder, run_layer
 from .optim import Muon, split_parameters
+from .options import read_yaml, sentences_of
 from .package import Taught, config_of
 from .precision import autocast, compute_dtype
 from .prepare import StoreOptions, user_path
@@ -53,7 +52,6 @@ from .student import Depths, Student, feature_loss
 from .teachers import SPREAD, WIDTH
 from .trainer import Trainer, TrainOptions
 
-HEAD_BATCHES, FAR_STEP = 6, 1 << 29  # the linear layer is fitted on ten minutes of speech, in batches that no run reaches
 FRAMES_PER_S = 25
 CLIPS_AT_ONCE = 12  # of a dev split, that are about equally long
 
@@ -102,22 +100,7 @@ class ListeningOptions:
 
 def read_options(path: Path) -> ListeningOptions:
     """A YAML file → ListeningOptions. Raises ConfigError that names the key and the nearest valid one."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    try:
-        return TypeAdapter(ListeningOptions).validate_python(raw, extra="forbid")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        parts = (ListeningOptions, StoreOptions, RateOptions, ClipOptions, AugmentOptions)
-        names = [name for part in parts for name in part.__dataclass_fields__]
-        near = difflib.get_close_matches(str(first["loc"][-1]) if first["loc"] else "", names, n=1)
-        hint = f"; the nearest key is {near[0]!r}" if near and first["type"] != "missing" else ""
-        raise ConfigError(f"{path}: {where}: {first['msg']}{hint}") from error
+    return read_yaml(path, ListeningOptions, (StoreOptions, RateOptions, ClipOptions, AugmentOptions))
 
 
 class Listener(nn.Module):
@@ -250,7 +233,7 @@ def first_layers(folder: Path, layers: int) -> Student:
 def speech_of(options: ListeningOptions) -> Speech:
     """The clips of all stores. Upper-case transcripts get the case of ``texts``, if there are any."""
     stores = [(user_path(store.folder), store.weight) for store in options.stores]
-    case = text.TrueCaser(_sentences(options)) if options.texts else None
+    case = text.TrueCaser(sentences_of(options.texts)) if options.texts else None
     labels = [store.labels for store in options.stores]
     return Speech(stores, case, labels=labels, sources=options.sources, mutual_error=options.mutual_error)
 
@@ -259,7 +242,7 @@ def small_decoder(options: ListeningOptions, speech: Speech) -> tuple[Decoder, t
     """The published decoder with the layers and pieces that are kept, and its tokenizer. Raises ConfigError."""
     whole = pieces.moonshine_tokenizer()
     counts = pieces.count_pieces(whole, (words for _, _, words in speech.labelled))
-    counts += pieces.count_pieces(whole, _sentences(options))
+    counts += pieces.count_pieces(whole, sentences_of(options.texts))
     try:
         tokenizer, old_ids = pieces.smaller(whole, counts, options.vocabulary)
         decoder = load_decoder(options.decoder_layers)
@@ -268,12 +251,6 @@ def small_decoder(options: ListeningOptions, speech: Speech) -> tuple[Decoder, t
     old, rows = torch.tensor(old_ids), decoder.embed_tokens.weight.detach()
     decoder.embed_tokens = nn.Embedding.from_pretrained(torch.where((old >= 0)[:, None], rows[old], 0.0), freeze=False)
     return decoder, tokenizer
-
-
-def _sentences(options: ListeningOptions) -> Iterator[str]:
-    for name in options.texts:
-        with user_path(name).open(encoding="utf-8") as file:
-            yield from (line.rstrip("\n") for line in file)
 
 
 def build_trainer(options: ListeningOptions) -> ListeningTrainer:

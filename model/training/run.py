@@ -15,7 +15,6 @@ and LossWeights (``student``), TrainOptions (``trainer``) and DrafterOptions (``
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +25,7 @@ from typing import Any
 
 import tokenizers
 import torch
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
 from ..checkpoint import load_model
 from ..config import read_model_config
@@ -38,10 +36,11 @@ from . import sentences, text
 from .align import align, train_probe
 from .batches import Batches, BatchOptions
 from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
-from .heads import fit_heads
+from .heads import FAR_STEP, HEAD_BATCHES, fit_heads
 from .held import hold
 from .labels import write_labels
 from .ngrams import count
+from .options import read_yaml, sentences_of
 from .package import Taught, config_of, package
 from .plot import plot, read_log
 from .prepare import StoreOptions, make_labels, make_stores, user_path
@@ -50,8 +49,6 @@ from .speech import Speech
 from .student import LAYER_KINDS, Depths, Student
 from .trainer import Trainer, TrainOptions
 from .translations import Translations
-
-HEAD_BATCHES, FAR_STEP = 6, 1 << 29  # the heads of given weights are fitted on ten minutes of speech, in batches that no run reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +95,7 @@ class RunOptions:
 
 def read_run(path: Path) -> RunOptions:
     """A YAML file → RunOptions. Raises ConfigError that names the key and the nearest valid one."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    try:
-        return TypeAdapter(RunOptions).validate_python(raw, extra="forbid")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        near = difflib.get_close_matches(str(first["loc"][-1]) if first["loc"] else "", _keys(), n=1)
-        hint = f"; the nearest key is {near[0]!r}" if near and first["type"] != "missing" else ""
-        raise ConfigError(f"{path}: {where}: {first['msg']}{hint}") from error
-
-
-def _keys() -> list[str]:
-    parts = (RunOptions, StoreOptions, SizeOptions, Depths, BatchOptions, TrainOptions, DrafterOptions)
-    return [name for part in parts for name in part.__dataclass_fields__]
+    return read_yaml(path, RunOptions, (StoreOptions, SizeOptions, Depths, BatchOptions, TrainOptions, DrafterOptions))
 
 
 def prepare(options: RunOptions) -> None:
@@ -190,7 +169,7 @@ def _aligned(folder: Path, labels: bool) -> bool:
 @cache
 def _case(names: tuple[str, ...]) -> text.TrueCaser | None:
     """Counting the words of all sentences takes seconds, and aligning, batches and the probe each want the result."""
-    return text.TrueCaser(_sentences(names)) if names else None
+    return text.TrueCaser(sentences_of(names)) if names else None
 
 
 def _texts(options: RunOptions) -> Iterator[str]:
@@ -199,13 +178,7 @@ def _texts(options: RunOptions) -> Iterator[str]:
         for clip in Store(user_path(store.folder)).clips:
             if clip.split == "train":
                 yield case(clip.text) if case else clip.text
-    yield from _sentences(options.sentences)
-
-
-def _sentences(names: tuple[str, ...]) -> Iterator[str]:
-    for name in names:
-        with user_path(name).open(encoding="utf-8") as file:
-            yield from (line.rstrip("\n") for line in file)
+    yield from sentences_of(options.sentences)
 
 
 def build_trainer(options: RunOptions) -> Trainer:
@@ -241,7 +214,7 @@ def _batches(options: RunOptions, tokenizer: tokenizers.Tokenizer, seed: int) ->
     dev = [clip.text for store in speech.stores for clip in store.clips if clip.split.startswith("dev")]
     files = {language: user_path(name) for language, name in options.translations.items()}
     expected = options.train.weights.expected
-    written = list(_sentences(options.sentences)) if options.batches.written or options.batches.compose or expected else []
+    written = list(sentences_of(options.sentences)) if options.batches.written or options.batches.compose or expected else []
     ngrams = count(written, tokenizer) if expected else None
     return Batches(speech, tokenizer, options.batches, seed, Translations(files, dev) if files else None, written, ngrams)
 
