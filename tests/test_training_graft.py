@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dragoman.model.errors import ConfigError  # noqa: E402
 from dragoman.model.load import load  # noqa: E402
 from dragoman.model.offline import transcribe_job  # noqa: E402
 from dragoman.model.training import graft_layers, text  # noqa: E402
-from dragoman.model.training.blockwise import decoder_states, errors, fit, lined_up  # noqa: E402
+from dragoman.model.training.blockwise import decoder_states, errors, fit, fit_whole, lined_up  # noqa: E402
 from dragoman.model.training.dictation import Dictations  # noqa: E402
 from dragoman.model.training.graft import graft, grafted_sizes, main, measure, save  # noqa: E402
 from dragoman.model.training.graft_layers import BEGIN, BEGIN_FLAG, CROSS, SELF, STOP, STOP_FLAG, TEXT, TEXT_FLAG, WIDE  # noqa: E402
@@ -105,6 +106,27 @@ def test_the_fit_brings_pairs_nearer_and_leaves_hearing_alone(dictations: Dictat
     after = errors(listener, student, dictations[1])
     assert after["pair0"] < 0.6 * before["pair0"] and after["whole"] < 0.6 * before["whole"] and after["audio_above"] < 1e-4
     assert all(torch.equal(value, student.state_dict()[name]) for name, value in given.items())
+
+
+def test_all_layers_together_come_nearer_to_what_the_decoder_writes(dictations: Dictations) -> None:
+    """Measured by all positions going through all layers, as the model runs; the fit itself runs the upper ones for text alone."""
+    listener, steps = make_listener(decoder_layers=2, hidden_size=128).eval(), 12
+    student = graft(listener, dictations[0], UNITS)
+    student.backbone.layers[2].self_attn.o_proj.weight.data[:WIDTH] *= torch.linspace(0.2, 1.8, WIDTH)[:, None]  # type: ignore[union-attr]
+    before = errors(listener, student, dictations[1])
+    figures = list(fit_whole(listener, student, ((dictations[2 + step], step / steps) for step in range(steps)), muon_lr=1e-3))
+    after = errors(listener, student, dictations[1])
+    assert set(figures[0]) == {"behind0", "behind1", "words", "same"}
+    assert after["whole"] < 0.6 * before["whole"] and after["audio_above"] < 1e-4 and after["hearing"] == before["hearing"]
+
+
+@torch.no_grad()
+def test_the_fit_sees_what_the_model_would_say(listener: Listener, student: Student, dictations: Dictations) -> None:
+    """With nothing learnt (a rate of 0), ``behind…`` of the first step is what all of the model misses."""
+    found = errors(listener, student, dictations[1])
+    with torch.enable_grad():
+        (figures,) = fit_whole(listener, copy.deepcopy(student), [(dictations[1], 0.0)], muon_lr=0.0, adam_lr=0.0)
+    assert figures["behind1"] == pytest.approx(found["whole"], rel=0.05) and figures["same"] == pytest.approx(found["same"], abs=0.02)
 
 
 def test_marks_have_rows_of_their_own(listener: Listener, student: Student) -> None:
@@ -237,7 +259,12 @@ def test_the_command_writes_a_model_from_a_run(
         f"{{folder: {run}, stores: [{{folder: {folder / 'store'}}}], start_from: nowhere, "
         "batches: {lengths: [96], positions: 192}, train: {threads: 1, compile: false}}"
     )
-    main([str(run), str(tmp_path / "model"), "--config", str(tmp_path / "run.yaml"), "--seconds", "3", "--float32"])
+    config = ["--config", str(tmp_path / "run.yaml"), "--float32"]
+    main([str(run), str(tmp_path / "model"), *config, "--seconds", "2", "--whole", "2"])
+    main([str(run), str(tmp_path / "further"), *config, "--seconds", "0", "--whole", "2", "--begun", str(tmp_path / "model")])
+    begun, further = (load_model(tmp_path / name).backbone.state_dict() for name in ("model", "further"))
+    assert {name.split(".")[1] for name in begun if not torch.equal(begun[name], further[name])} <= {"2", "3"}
+    assert not torch.equal(begun["layers.3.mlp.up_proj.weight"], further["layers.3.mlp.up_proj.weight"])
     model = load_model(tmp_path / "model")
     assert model.config.backbone.num_layers == 4 and model.config.backbone.vocab_size == VOCABULARY
     assert (tmp_path / "model" / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()

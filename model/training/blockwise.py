@@ -1,11 +1,13 @@
-"""Each pair of layers of a grafted model learns what its layer of the decoder does, given what that one was given; see :mod:`.graft`.
+"""The layers above hearing of a grafted model learn what the decoder's layers do; see :mod:`.graft`.
 
-Layer by layer, so that no layer learns from what those below still get wrong, and all at once, so that the hearing layers run once.
+First each pair of them, given what its layer of the decoder is given (``fit``): no layer learns from what those below still get wrong, and
+all at once, so that the hearing layers run once. Then all of them one behind the other, given what the ones below say (``fit_whole``):
+what a pair still misses, those above it learn to live with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +28,7 @@ from .teachers import WIDTH
 ROUND_TO = 32  # positions of a row: attention is computed in blocks
 MUON_LR, ADAM_LR, WARMUP = 0.002, 1e-3, 10
 SIZE_WEIGHT, WORDS_WEIGHT, AUDIO_WEIGHT = 0.1, 0.3, 3.0  # beside the direction of each layer's output
+STATES_WEIGHT = 0.5  # beside the words, of the direction behind each pair
 LEAST_SQUARE = 1e-3  # sizes are compared as logarithms of mean squares
 
 
@@ -150,9 +153,33 @@ def fit(
     size, and that audio stays; and of the last one what the decoder would write. Runs the student's and the decoder's layers as they are
     set: compiled ones, if they are.
     """
+    return _fit(listener, student, dictations, _pairs_loss, muon_lr, adam_lr)
+
+
+def fit_whole(
+    listener: Listener,
+    student: Student,
+    dictations: Iterable[tuple[Dictation, float]],
+    muon_lr: float = MUON_LR,
+    adam_lr: float = ADAM_LR,
+) -> Iterator[dict[str, float]]:
+    """The same for all layers one behind the other. Asked is what the decoder would write at each token, the whole distribution (Hinton et
+    al., arXiv 1503.02531), and less loudly the direction behind each pair. Audio does not move in these layers, so they run for text alone.
+    """
+    return _fit(listener, student, dictations, _whole_loss, muon_lr, adam_lr)
+
+
+def _fit(
+    listener: Listener,
+    student: Student,
+    dictations: Iterable[tuple[Dictation, float]],
+    loss_of: Callable[[Student, Wanted, Lined], tuple[Tensor, dict[str, float]]],
+    muon_lr: float,
+    adam_lr: float,
+) -> Iterator[dict[str, float]]:
     below = student.config.backbone.num_layers - 2 * len(listener.decoder.layers)
     listener.requires_grad_(False)
-    hold(student, below)
+    handles = hold(student, below)
     student.requires_grad_(False)
     learnt = [p for layer in student.backbone.layers[below:] for p in layer.requires_grad_(True).parameters()]
     muon = Muon([p for p in learnt if p.ndim == 2], lr=muon_lr)
@@ -162,33 +189,74 @@ def fit(
         for optimiser, lr in ((muon, muon_lr), (adam, adam_lr)):
             for group in optimiser.param_groups:
                 group["lr"] = lr * rate
-        loss, figures = _fit_loss(listener, student, lined_up(dictation), dictation, below)
+        lined = lined_up(dictation)
+        with autocast():
+            loss, figures = loss_of(student, _wanted(listener, student, lined, dictation, below), lined)
         loss.backward()
         for optimiser in (muon, adam):
             optimiser.step()
             optimiser.zero_grad()
         yield figures
+    for handle in handles:
+        handle.remove()
 
 
-def _fit_loss(listener: Listener, student: Student, lined: Lined, dictation: Dictation, below: int) -> tuple[Tensor, dict[str, float]]:
-    asked, decoder, n = lined.asked, listener.decoder, dictation.batch.ids.shape[1]
-    with autocast():
-        with torch.no_grad():
-            hidden = student.hidden_states(lined.batch, below)[-1]
-            heard = listener.states(hidden[:, :n, : listener.student.config.backbone.hidden_size] / SCALE)  # as the hearing layers say it
-            targets = decoder_states(decoder, dictation.ids, heard, lined.audio[:, :n])
-            wanted = decoder.logits(decoder.norm(targets[-1][asked])).float().log_softmax(-1)
-        figures, said, total, moved = dict[str, float](), hidden, torch.zeros(()), torch.zeros(())
-        for i, ((said, step), target) in enumerate(zip(pairs(student, hidden, targets, lined), targets[1:], strict=True)):
-            missed = off(said[asked], target[asked])
-            size = _log_square(said[asked][:, :WIDTH] / SCALE) - _log_square(centred(target[asked]))
-            total = total + missed + SIZE_WEIGHT * size.square().mean()
-            moved = moved + step
-            figures[f"pair{i}"] = float(missed.detach())
-        logits = student.backbone.logits(student.backbone.norm(said[asked].to(compute_dtype()))).float().log_softmax(-1)
-        words = F.kl_div(logits, wanted, log_target=True, reduction="batchmean")
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one batch is to become."""
+
+    hidden: Tensor  # [B, T, 320]: behind the hearing layers
+    states: list[Tensor]  # of the decoder, see decoder_states
+    words: Tensor  # [n, V]: log of what the decoder says where something is asked for
+
+
+@torch.no_grad()
+def _wanted(listener: Listener, student: Student, lined: Lined, dictation: Dictation, below: int) -> Wanted:
+    decoder, n = listener.decoder, dictation.batch.ids.shape[1]
+    hidden = student.hidden_states(lined.batch, below)[-1]
+    heard = listener.states(hidden[:, :n, : listener.student.config.backbone.hidden_size] / SCALE)  # as the hearing layers say it
+    states = decoder_states(decoder, dictation.ids, heard, lined.audio[:, :n])
+    return Wanted(hidden, states, decoder.logits(decoder.norm(states[-1][lined.asked])).float().log_softmax(-1))
+
+
+def _words(student: Student, said: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Nats that ``said`` [n, 320] is away from the distributions ``wanted`` [n, V], and the share of first choices that are the same."""
+    logits = student.backbone.logits(student.backbone.norm(said.to(compute_dtype()))).float().log_softmax(-1)
+    nats = F.kl_div(logits, wanted, log_target=True, reduction="batchmean")
+    return nats, (logits.argmax(-1) == wanted.argmax(-1)).float().mean()
+
+
+def _pairs_loss(student: Student, wanted: Wanted, lined: Lined) -> tuple[Tensor, dict[str, float]]:
+    asked, figures = lined.asked, dict[str, float]()
+    said, total, moved = wanted.hidden, torch.zeros(()), torch.zeros(())
+    outputs = pairs(student, wanted.hidden, wanted.states, lined)
+    for i, ((said, step), target) in enumerate(zip(outputs, wanted.states[1:], strict=True)):
+        missed = off(said[asked], target[asked])
+        size = _log_square(said[asked][:, :WIDTH] / SCALE) - _log_square(centred(target[asked]))
+        total = total + missed + SIZE_WEIGHT * size.square().mean()
+        moved = moved + step
+        figures[f"pair{i}"] = float(missed.detach())
+    words, _ = _words(student, said[asked], wanted.words)
     total = total + WORDS_WEIGHT * words + AUDIO_WEIGHT * moved
     return total, figures | {"words": float(words.detach()), "audio_above": float(moved.detach())}
+
+
+def _whole_loss(student: Student, wanted: Wanted, lined: Lined) -> tuple[Tensor, dict[str, float]]:
+    asked, figures, x = lined.asked, dict[str, float](), wanted.hidden
+    t, dtype = x.shape[1], compute_dtype()
+    rotary, mask = student.backbone.rotary(torch.arange(t)[None], dtype), torch.full((t, t), -1e4, dtype=dtype).triu(1)
+    said, total = x, torch.zeros(())
+    places, layers = lined.places[..., None].expand(-1, -1, WIDE), list(student.backbone.layers)
+    upper = layers[len(layers) - 2 * (len(wanted.states) - 1) :]
+    for i, layer in enumerate(upper):
+        said = student.run_last(layer, x, rotary, mask, 0.0, lined.places)
+        x = x.scatter(1, places, said.to(x.dtype))
+        if i % 2:
+            missed = off(said[asked], wanted.states[i // 2 + 1][asked])
+            total = total + STATES_WEIGHT * missed
+            figures[f"behind{i // 2}"] = float(missed.detach())
+    words, same = _words(student, said[asked], wanted.words)
+    return total + words, figures | {"words": float(words.detach()), "same": float(same)}
 
 
 def _log_square(x: Tensor) -> Tensor:

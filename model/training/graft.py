@@ -1,13 +1,13 @@
 """A listener → a plain model of Gemma 4's architecture that says the same: what ships has no encoder and no cross-attention.
 
-    python -m dragoman.model.training.graft RUN_FOLDER MODEL_FOLDER --config run.yaml --seconds 300
+    python -m dragoman.model.training.graft RUN_FOLDER MODEL_FOLDER --config run.yaml --seconds 600 --whole 2400
 
 The hearing layers (sliding) are carried over as they are; text goes through them untouched. Each layer of the decoder becomes two full
 layers: one does its self-attention, the next its cross-attention and its MLP; audio goes through them untouched. How that is written in
 Gemma's weights, :mod:`.graft_layers` says. Three things make it only nearly the same: Gemma's norms behind attention take the size of what
 is said to be the same everywhere; its norms of queries and keys can only be made nearly constant; and the MLP has fewer units. So then
-each pair of layers learns for some minutes to do what its layer of the decoder does, given what that one was given (``fit``).
-A run goes on with all of it from the folder that is written (``start_from``).
+each pair of layers learns for some minutes to do what its layer of the decoder does, given what that one was given (``--seconds``), and
+then all of them together to write what the decoder writes (``--whole``). A run goes on from the folder that is written (``start_from``).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from ..cache import SLIDING
-from ..checkpoint import save_checkpoint
-from ..config import BackboneConfig
+from ..checkpoint import load_model, save_checkpoint
+from ..config import BackboneConfig, read_model_config
 from ..errors import ConfigError
 from . import graft_layers as weights
 from . import moonshine
-from .blockwise import MUON_LR, Lined, errors, fit, lined_up
+from .blockwise import MUON_LR, Lined, errors, fit, fit_whole, lined_up
 from .dictation import Dictation, Dictations
 from .graft_layers import AUDIO, AUDIO_FLAG, BEGIN_FLAG, DIM, HEARING_HEADS, SCALE, TEXT, WIDE
 from .heads import FAR_STEP
@@ -188,10 +188,11 @@ def _write_upper(
     student.backbone.norm.weight[:WIDTH] = decoder.norm.weight * weights.real_gain(flags["last"].text)
 
 
-def within(dictations: Dictations, seconds: float) -> Iterator[tuple[Dictation, float]]:
-    """Dictations until the time is over, and the share of it that is. The first one does not count: layers are compiled for it."""
+def within(dictations: Dictations, seconds: float, first: int = 0) -> Iterator[tuple[Dictation, float]]:
+    """Dictations from ``first`` on until the time is over, and the share of it that is. The first one does not count: layers are compiled
+    for it."""
     begin: float | None = None
-    for dictation in DataLoader(dictations, batch_size=None, num_workers=1, prefetch_factor=4):
+    for dictation in DataLoader(Subset(dictations, range(first, len(dictations))), batch_size=None, num_workers=1, prefetch_factor=4):
         over = 0.0 if begin is None else (time.monotonic() - begin) / seconds
         if over >= 1:
             return
@@ -213,15 +214,23 @@ def save(folder: Path, student: Student, run: Path, dtype: torch.dtype = torch.f
     shutil.copyfile(run / "tokenizer.json", folder / "tokenizer.json")
 
 
+def _begun(folder: Path) -> Student:
+    student = Student(read_model_config(folder), Depths())
+    student.take(load_model(folder))
+    return student.eval()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of listening: checkpoint.pt, sizes.json, tokenizer.json")
     parser.add_argument("folder", type=Path, help="model folder to write")
     parser.add_argument("--config", type=Path, required=True, help="the run's YAML file: which speech to calibrate and to fit with")
-    parser.add_argument("--seconds", type=float, default=300.0, help="how long to fit; 0: not at all")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long to fit each pair of layers; 0: not at all")
     parser.add_argument("--lr", type=float, default=MUON_LR, help="of matrices, at the beginning of the fit")
     parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
     parser.add_argument("--float32", action="store_true", help="write float32 weights instead of float16")
+    parser.add_argument("--whole", type=float, default=0.0, help="how long to fit all layers together after that, in seconds")
+    parser.add_argument("--begun", type=Path, help="a model folder that was written here before, to be fitted further")
     given = parser.parse_args(arguments)
     options, listener = read_options(given.config), load_listener(given.run, averaged=not given.last)
     grafted_sizes(listener)
@@ -230,21 +239,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     middle = options.batches.lengths[len(options.batches.lengths) // 2]  # one length: each is compiled anew
     batches = replace(options.batches, lengths=(middle,))
     dictations = Dictations(speech_of(options), read_tokenizer(given.run), batches, options.train.seed + FIT_SEED)
-    student, console = graft(listener, dictations[FAR_STEP]), Console()
+    student = graft(listener, dictations[FAR_STEP]) if given.begun is None else _begun(given.begun)
+    console = Console()
     console.print({"before": _rounded(errors(listener, student, dictations[FAR_STEP + 1]))})
-    if given.seconds > 0:
-        if options.train.compile:
-            listener.compile()
-            student.compile()
+    dtype, first = torch.float32 if given.float32 else torch.float16, 0
+    save(given.folder, student, given.run, dtype)
+    if options.train.compile:
+        listener.compile()
+        student.compile()
+    for how, seconds in ((fit, given.seconds), (fit_whole, given.whole)):
+        if seconds <= 0:
+            continue
         recent: list[dict[str, float]] = []
-        for step, figures in enumerate(fit(listener, student, within(dictations, given.seconds), given.lr)):
+        for figures in how(listener, student, within(dictations, seconds, first), given.lr):
             recent.append(figures)
+            first += 1
             if len(recent) == REPORT_EVERY:
                 means = {name: sum(one[name] for one in recent) / len(recent) for name in figures}
-                console.print({"step": step + 1, **_rounded(means)})
+                console.print({"step": first, **_rounded(means)})
                 recent = []
-        console.print({"after": _rounded(errors(listener, student, dictations[FAR_STEP + 1]))})
-    save(given.folder, student, given.run, torch.float32 if given.float32 else torch.float16)
+        save(given.folder, student, given.run, dtype)
+        console.print({"after": _rounded(errors(listener, _begun(given.folder), dictations[FAR_STEP + 1]))})
     console.print(given.folder)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .graft_layers import CROSS, DIM, HEARING_HEADS, SELF, VALUE_FLAG
 from .recognisers import HEADS
@@ -19,11 +20,13 @@ from .teachers import WIDTH
 FREE_UNITS = {True: -2, False: -1}  # of an MLP, above the hearing layers and in them; those behind them pour ballast
 
 
-def hold(student: nn.Module, hearing_layers: int) -> None:
-    """Zero the gradients of what is held in ``student``, from now on: parameters get hooks."""
-    for name, p in student.named_parameters():
+def hold(student: nn.Module, hearing_layers: int) -> list[RemovableHandle]:
+    """Zero the gradients of what is held in ``student`` from now on, until the handles are removed."""
+    handles: list[RemovableHandle] = []
+    for name, p in student.requires_grad_(True).named_parameters():
         if name.startswith(("backbone.", "projector.")):
-            p.register_hook(partial(torch.mul, free(name, p, hearing_layers)))
+            handles.append(p.register_hook(partial(torch.mul, free(name, p, hearing_layers))))
+    return handles
 
 
 def free(name: str, weight: Tensor, hearing_layers: int) -> Tensor:
