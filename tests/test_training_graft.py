@@ -158,6 +158,26 @@ def test_marks_stay_what_they_are(student: Student, listener: Listener, dictatio
     assert float((begin[..., :128] - heard[:, :2]).square().mean()) < 1e-2 * float(heard[:, :2].square().mean())
 
 
+@torch.no_grad()
+def test_layers_above_hearing_run_for_text_alone(student: Student, dictations: Dictations) -> None:
+    """What the text becomes is the same when audio stays as the hearing layers leave it: what training runs is what the model does."""
+    lined = lined_up(dictations[1])
+    ran: list[int] = []
+    run = student.run_last
+    student.run_last = lambda layer, *rest: (ran.append(layer.index), run(layer, *rest))[1]
+    try:
+        with autocast():
+            every, alone = (student.hidden_states(lined.batch, last=last) for last in (None, lined.places))
+    finally:
+        student.run_last = run
+    assert ran == [2, 3, 4, 5], "two layers hear"
+    for a, b in zip(every[3:-1], alone[3:-1], strict=True):
+        assert torch.equal(alone[2][lined.audio], b[lined.audio])
+        assert float((lined.text(a - b)[lined.asked]).square().mean()) < 1e-3 * float(lined.text(a)[lined.asked].square().mean())
+    wanted, said = lined.text(every[-1])[lined.asked], alone[-1][lined.asked]
+    assert float((said - wanted).square().mean()) < 1e-3 * float(wanted.square().mean())
+
+
 def test_rows_are_lined_up_as_a_session_writes_them(dictations: Dictations) -> None:
     dictation = dictations[0]
     lined = lined_up(dictation)

@@ -137,7 +137,8 @@ def _rms(x: Tensor) -> Tensor:
 @torch.no_grad()
 def graft(listener: Listener, dictation: Dictation, units: int = UNITS) -> Student:
     """The model, calibrated on one batch; its throw-away heads are random. Errors as of :func:`grafted_sizes`."""
-    student = Student(config_of(asdict(grafted_sizes(listener, units))), Depths())
+    hearing = listener.student.config.backbone.num_layers
+    student = Student(replace(config_of(asdict(grafted_sizes(listener, units))), hearing_layers=hearing), Depths())
     for p in (*student.backbone.parameters(), *student.projector.parameters()):
         p.zero_()
     below: list[Any] = list(listener.student.backbone.layers)
@@ -208,7 +209,7 @@ def save(folder: Path, student: Student, run: Path, dtype: torch.dtype = torch.f
         raise ConfigError(f"a weight is {largest:.0f}, which {dtype} does not hold: write float32 weights (--float32)")
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder, student.backbone, student.projector, dtype=dtype).chmod(0o644)  # safetensors writes it for its owner alone
-    taught = replace(Taught.read(run), hearing_layers=student.config.backbone.layer_types.count(SLIDING))
+    taught = replace(Taught.read(run), hearing_layers=student.config.hearing_layers)
     config = small_config(asdict(student.config.backbone), taught)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(run / "tokenizer.json", folder / "tokenizer.json")

@@ -96,9 +96,10 @@ class Student(nn.Module):
     def hidden_states(self, batch: Batch, depth: int | None = None, *, apart: bool = False, last: Tensor | None = None) -> list[Tensor]:
         """Input and the output of the first ``depth`` layers (None: all), [B, T, d]; ``apart``: see LossWeights.
 
-        ``last`` [B, Q]: the positions at which the model's last layer is wanted, whose output is then [B, Q, d].
+        ``last`` [B, Q]: the positions at which the model's last layer is wanted, whose output is then [B, Q, d]. A grafted model runs all
+        layers above hearing for these alone: nothing else moves there (:mod:`.graft_layers`).
         """
-        b, t = batch.ids.shape
+        (b, t), top = batch.ids.shape, self.config.backbone.num_layers
         positions = torch.arange(t)[None].expand(b, t)
         rotary = self.backbone.rotary(positions, compute_dtype())
         mask = torch.full((t, t), -1e4, dtype=compute_dtype()).triu(1)
@@ -108,10 +109,13 @@ class Student(nn.Module):
             if apart and len(states) == self.depths.features + 1:
                 x = torch.where(batch.is_text[..., None], x, x.detach())
             dropout = self.dropout if self.training and len(states) > self.depths.features else 0.0
-            if last is not None and len(states) == self.config.backbone.num_layers:
-                states.append(self.run_last(layer, x, rotary, mask, dropout, last))
-            else:
+            if last is None or len(states) <= (self.config.hearing_layers or top - 1):
                 states.append(self.run_layer(layer, x, rotary, mask, dropout))
+                continue
+            said = self.run_last(layer, x, rotary, mask, dropout, last)
+            if len(states) < top:
+                said = x.scatter(1, last[..., None].expand(-1, -1, x.shape[-1]), said.to(x.dtype))
+            states.append(said)
         return states
 
     def forward(self, batch: Batch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
