@@ -27,6 +27,7 @@ from .teachers import WIDTH
 
 ROUND_TO = 32  # positions of a row: attention is computed in blocks
 MUON_LR, ADAM_LR, WARMUP = 0.002, 1e-3, 10
+WHOLE_MUON_LR = 0.0004  # one behind the other, layers do not stand more: docs/training.md, a tenth time
 SIZE_WEIGHT, WORDS_WEIGHT, AUDIO_WEIGHT = 0.1, 0.3, 3.0  # beside the direction of each layer's output
 STATES_WEIGHT = 0.5  # beside the words, of the direction behind each pair
 LEAST_SQUARE = 1e-3  # sizes are compared as logarithms of mean squares
@@ -160,7 +161,7 @@ def fit_whole(
     listener: Listener,
     student: Student,
     dictations: Iterable[tuple[Dictation, float]],
-    muon_lr: float = MUON_LR,
+    muon_lr: float = WHOLE_MUON_LR,
     adam_lr: float = ADAM_LR,
 ) -> Iterator[dict[str, float]]:
     """The same for all layers one behind the other. Asked is what the decoder would write at each token, the whole distribution (Hinton et

@@ -34,7 +34,7 @@ from ..config import BackboneConfig, read_model_config
 from ..errors import ConfigError
 from . import graft_layers as weights
 from . import moonshine
-from .blockwise import MUON_LR, Lined, errors, fit, fit_whole, lined_up
+from .blockwise import MUON_LR, WHOLE_MUON_LR, Lined, errors, fit, fit_whole, lined_up
 from .dictation import Dictation, Dictations
 from .graft_layers import AUDIO, AUDIO_FLAG, BEGIN_FLAG, DIM, HEARING_HEADS, SCALE, TEXT, WIDE
 from .heads import FAR_STEP
@@ -231,7 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="model folder to write")
     parser.add_argument("--config", type=Path, required=True, help="the run's YAML file: which speech to calibrate and to fit with")
     parser.add_argument("--seconds", type=float, default=300.0, help="how long to fit each pair of layers; 0: not at all")
-    parser.add_argument("--lr", type=float, default=MUON_LR, help="of matrices, at the beginning of the fit")
+    parser.add_argument("--lr", type=float, default=MUON_LR, help="of matrices, at the beginning of the fit by pairs")
+    parser.add_argument("--whole-lr", type=float, default=WHOLE_MUON_LR, help="the same of the fit of all layers together")
     parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
     parser.add_argument("--float32", action="store_true", help="write float32 weights instead of float16")
     parser.add_argument("--whole", type=float, default=0.0, help="how long to fit all layers together after that, in seconds")
@@ -252,11 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.train.compile:
         listener.compile()
         student.compile()
-    for how, seconds in ((fit, given.seconds), (fit_whole, given.whole)):
+    for how, seconds, lr in ((fit, given.seconds, given.lr), (fit_whole, given.whole, given.whole_lr)):
         if seconds <= 0:
             continue
         recent: list[dict[str, float]] = []
-        for figures in how(listener, student, within(dictations, seconds, first), given.lr):
+        for figures in how(listener, student, within(dictations, seconds, first), lr):
             recent.append(figures)
             first += 1
             if len(recent) == REPORT_EVERY:
