@@ -21,7 +21,7 @@ from dragoman.model.errors import ConfigError  # noqa: E402
 from dragoman.model.load import load  # noqa: E402
 from dragoman.model.offline import transcribe_job  # noqa: E402
 from dragoman.model.training import graft_layers, text  # noqa: E402
-from dragoman.model.training.blockwise import decoder_states, errors, fit, fit_whole, lined_up  # noqa: E402
+from dragoman.model.training.blockwise import decoder_states, errors, fit, lined_up  # noqa: E402
 from dragoman.model.training.dictation import Dictations  # noqa: E402
 from dragoman.model.training.graft import graft, grafted_sizes, main, measure, save  # noqa: E402
 from dragoman.model.training.graft_layers import AUDIO, BEGIN, BEGIN_FLAG, CROSS, SELF, STOP, STOP_FLAG, TEXT, TEXT_FLAG, WIDE  # noqa: E402
@@ -114,7 +114,7 @@ def test_all_layers_together_come_nearer_to_what_the_decoder_writes(dictations: 
     student = graft(listener, dictations[0], UNITS)
     student.backbone.layers[2].self_attn.o_proj.weight.data[:WIDTH] *= torch.linspace(0.2, 1.8, WIDTH)[:, None]  # type: ignore[union-attr]
     before = errors(listener, student, dictations[1])
-    figures = list(fit_whole(listener, student, ((dictations[2 + step], step / steps) for step in range(steps)), muon_lr=1e-3))
+    figures = list(fit(listener, student, ((dictations[2 + step], step / steps) for step in range(steps)), muon_lr=1e-3, whole=True))
     after = errors(listener, student, dictations[1])
     assert set(figures[0]) == {"behind0", "behind1", "words", "same"}
     assert after["whole"] < 0.6 * before["whole"] and after["audio_above"] < 1e-4 and after["hearing"] == before["hearing"]
@@ -125,7 +125,7 @@ def test_the_fit_sees_what_the_model_would_say(listener: Listener, student: Stud
     """With nothing learnt (a rate of 0), ``behind…`` of the first step is what all of the model misses."""
     found = errors(listener, student, dictations[1])
     with torch.enable_grad():
-        (figures,) = fit_whole(listener, copy.deepcopy(student), [(dictations[1], 0.0)], muon_lr=0.0, adam_lr=0.0)
+        (figures,) = fit(listener, copy.deepcopy(student), [(dictations[1], 0.0)], muon_lr=0.0, adam_lr=0.0, whole=True)
     assert figures["behind1"] == pytest.approx(found["whole"], rel=0.05) and figures["same"] == pytest.approx(found["same"], abs=0.02)
 
 

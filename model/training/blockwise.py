@@ -1,13 +1,13 @@
 """The layers above hearing of a grafted model learn what the decoder's layers do; see :mod:`.graft`.
 
 First each pair of them, given what its layer of the decoder is given (``fit``): no layer learns from what those below still get wrong, and
-all at once, so that the hearing layers run once. Then all of them one behind the other, given what the ones below say (``fit_whole``):
+all at once, so that the hearing layers run once. Then all of them one behind the other, given what the ones below say (``whole``):
 what a pair still misses, those above it learn to live with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from . import moonshine, text
 from .dictation import Dictation
-from .graft_layers import SCALE, WIDE
+from .graft_layers import SCALE
 from .held import hold
 from .listening import Listener, frames_heard
 from .optim import Muon
 from .precision import autocast, compute_dtype
 from .rows import IGNORE, Batch
-from .student import Student
+from .student import Student, replaced
 from .teachers import WIDTH
 
 ROUND_TO = 32  # positions of a row: attention is computed in blocks
@@ -81,9 +81,7 @@ def decoder_states(decoder: moonshine.Decoder, ids: Tensor, states: Tensor, hear
 
 def through(student: Student, x: Tensor, first: int, end: int | None = None) -> Tensor:
     """[B, T, 320] → the same behind the layers ``first`` … ``end`` − 1."""
-    t, dtype = x.shape[1], compute_dtype()
-    rotary, mask = student.backbone.rotary(torch.arange(t)[None], dtype), torch.full((t, t), -1e4, dtype=dtype).triu(1)
-    x = x.to(dtype)
+    x, (rotary, mask) = x.to(compute_dtype()), student.surroundings(x.shape[1])
     for layer in student.backbone.layers[first:end]:
         x = student.run_layer(layer, x, rotary, mask, 0.0)
     return x
@@ -92,12 +90,11 @@ def through(student: Student, x: Tensor, first: int, end: int | None = None) -> 
 def pairs(student: Student, hidden: Tensor, targets: Sequence[Tensor], lined: Lined) -> Iterator[tuple[Tensor, Tensor]]:
     """Each pair of layers, given what the decoder's layer is given, and flags as the pair before leaves them → its text [B, L, 320] in
     float32, and how far audio has moved (mean square, as a share). ``hidden``: behind the hearing layers; ``targets``: decoder's states."""
-    at = student.config.backbone.num_layers - 2 * (len(targets) - 1)
-    hidden = hidden.float()
+    at, hidden = student.config.hearing_layers, hidden.float()
     size, flags = hidden[lined.audio].square().mean(), lined.text(hidden)
     for given in targets[:-1]:
         x = torch.cat([centred(given) * SCALE, flags.detach()[..., WIDTH:]], -1)
-        x = hidden.scatter(1, lined.places[..., None].expand(-1, -1, WIDE), x).to(compute_dtype())
+        x = replaced(hidden, lined.places, x).to(compute_dtype())
         y = through(student, x, at, at + 2)
         flags, at = lined.text(y).float(), at + 2
         yield flags, (y - x)[lined.audio].float().square().mean() / size
@@ -118,7 +115,7 @@ def errors(listener: Listener, student: Student, dictation: Dictation) -> dict[s
     """How far the model is from the listener. Mean squares, as a share: ``hearing`` (of audio behind the hearing layers), ``text_below``
     and ``audio_above`` (how far they moved where they should not), ``pair0`` … (what each pair of layers misses, given what its layer is
     given), ``whole`` (all of it, one after the other); ``same``: share of tokens at which both say the same first."""
-    lined, below = lined_up(dictation), len(listener.student.backbone.layers)
+    lined, below = lined_up(dictation), student.config.hearing_layers
     asked, n = lined.asked, dictation.batch.ids.shape[1]
     with autocast(), listener.uncompiled():
         heard = listener.hear(dictation.batch)
@@ -147,42 +144,22 @@ def fit(
     dictations: Iterable[tuple[Dictation, float]],
     muon_lr: float = MUON_LR,
     adam_lr: float = ADAM_LR,
+    *,
+    whole: bool = False,
 ) -> Iterator[dict[str, float]]:
     """One step for each dictation and the share of the time that is over, from which the rate falls → its losses, as in :func:`errors`.
 
     Learnt are the layers above hearing, but for what is held (:mod:`.held`). Asked of each pair: the direction of what it says, its
-    size, and that audio stays; and of the last one what the decoder would write. Runs the student's and the decoder's layers as they are
+    size, and that audio stays; and of the last one what the decoder would write. If ``whole``, of all layers one behind the other: what
+    the decoder would write at each token, the whole distribution (Hinton et al., arXiv 1503.02531), and less loudly the direction behind
+    each pair; audio does not move in these layers, so they run for text alone. Runs the student's and the decoder's layers as they are
     set: compiled ones, if they are.
     """
-    return _fit(listener, student, dictations, _pairs_loss, muon_lr, adam_lr)
-
-
-def fit_whole(
-    listener: Listener,
-    student: Student,
-    dictations: Iterable[tuple[Dictation, float]],
-    muon_lr: float = WHOLE_MUON_LR,
-    adam_lr: float = ADAM_LR,
-) -> Iterator[dict[str, float]]:
-    """The same for all layers one behind the other. Asked is what the decoder would write at each token, the whole distribution (Hinton et
-    al., arXiv 1503.02531), and less loudly the direction behind each pair. Audio does not move in these layers, so they run for text alone.
-    """
-    return _fit(listener, student, dictations, _whole_loss, muon_lr, adam_lr)
-
-
-def _fit(
-    listener: Listener,
-    student: Student,
-    dictations: Iterable[tuple[Dictation, float]],
-    loss_of: Callable[[Student, Wanted, Lined], tuple[Tensor, dict[str, float]]],
-    muon_lr: float,
-    adam_lr: float,
-) -> Iterator[dict[str, float]]:
-    below = student.config.backbone.num_layers - 2 * len(listener.decoder.layers)
+    below, loss_of = student.config.hearing_layers, _whole_loss if whole else _pairs_loss
     listener.requires_grad_(False)
-    handles = hold(student, below)
     student.requires_grad_(False)
     learnt = [p for layer in student.backbone.layers[below:] for p in layer.requires_grad_(True).parameters()]
+    handles = hold(student, below)
     muon = Muon([p for p in learnt if p.ndim == 2], lr=muon_lr)
     adam = torch.optim.AdamW([p for p in learnt if p.ndim != 2], lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
     for step, (dictation, over) in enumerate(dictations):
@@ -192,7 +169,7 @@ def _fit(
                 group["lr"] = lr * rate
         lined = lined_up(dictation)
         with autocast():
-            loss, figures = loss_of(student, _wanted(listener, student, lined, dictation, below), lined)
+            loss, figures = loss_of(student, _wanted(listener, student, lined, dictation), lined)
         loss.backward()
         for optimiser in (muon, adam):
             optimiser.step()
@@ -212,9 +189,9 @@ class Wanted:
 
 
 @torch.no_grad()
-def _wanted(listener: Listener, student: Student, lined: Lined, dictation: Dictation, below: int) -> Wanted:
+def _wanted(listener: Listener, student: Student, lined: Lined, dictation: Dictation) -> Wanted:
     decoder, n = listener.decoder, dictation.batch.ids.shape[1]
-    hidden = student.hidden_states(lined.batch, below)[-1]
+    hidden = student.hidden_states(lined.batch, student.config.hearing_layers)[-1]
     heard = listener.states(hidden[:, :n, : listener.student.config.backbone.hidden_size] / SCALE)  # as the hearing layers say it
     states = decoder_states(decoder, dictation.ids, heard, lined.audio[:, :n])
     return Wanted(hidden, states, decoder.logits(decoder.norm(states[-1][lined.asked])).float().log_softmax(-1))
@@ -244,14 +221,10 @@ def _pairs_loss(student: Student, wanted: Wanted, lined: Lined) -> tuple[Tensor,
 
 def _whole_loss(student: Student, wanted: Wanted, lined: Lined) -> tuple[Tensor, dict[str, float]]:
     asked, figures, x = lined.asked, dict[str, float](), wanted.hidden
-    t, dtype = x.shape[1], compute_dtype()
-    rotary, mask = student.backbone.rotary(torch.arange(t)[None], dtype), torch.full((t, t), -1e4, dtype=dtype).triu(1)
-    said, total = x, torch.zeros(())
-    places, layers = lined.places[..., None].expand(-1, -1, WIDE), list(student.backbone.layers)
-    upper = layers[len(layers) - 2 * (len(wanted.states) - 1) :]
-    for i, layer in enumerate(upper):
+    said, total, (rotary, mask) = x, torch.zeros(()), student.surroundings(x.shape[1])
+    for i, layer in enumerate(student.backbone.layers[student.config.hearing_layers :]):
         said = student.run_last(layer, x, rotary, mask, 0.0, lined.places)
-        x = x.scatter(1, places, said.to(x.dtype))
+        x = replaced(x, lined.places, said)
         if i % 2:
             missed = off(said[asked], wanted.states[i // 2 + 1][asked])
             total = total + STATES_WEIGHT * missed

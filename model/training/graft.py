@@ -30,11 +30,11 @@ from torch.utils.data import DataLoader, Subset
 
 from ..cache import SLIDING
 from ..checkpoint import load_model, save_checkpoint
-from ..config import BackboneConfig, read_model_config
+from ..config import BackboneConfig
 from ..errors import ConfigError
 from . import graft_layers as weights
 from . import moonshine
-from .blockwise import MUON_LR, WHOLE_MUON_LR, Lined, errors, fit, fit_whole, lined_up
+from .blockwise import MUON_LR, WHOLE_MUON_LR, Lined, errors, fit, lined_up
 from .dictation import Dictation, Dictations
 from .graft_layers import AUDIO, AUDIO_FLAG, BEGIN_FLAG, DIM, HEARING_HEADS, SCALE, TEXT, WIDE
 from .heads import FAR_STEP
@@ -220,8 +220,9 @@ def save(folder: Path, student: Student, run: Path, dtype: torch.dtype = torch.f
 
 
 def _begun(folder: Path) -> Student:
-    student = Student(read_model_config(folder), Depths())
-    student.take(load_model(folder))
+    model = load_model(folder)
+    student = Student(model.config, Depths())
+    student.take(model)
     return student.eval()
 
 
@@ -253,11 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.train.compile:
         listener.compile()
         student.compile()
-    for how, seconds, lr in ((fit, given.seconds, given.lr), (fit_whole, given.whole, given.whole_lr)):
+    for whole, seconds, lr in ((False, given.seconds, given.lr), (True, given.whole, given.whole_lr)):
         if seconds <= 0:
             continue
         recent: list[dict[str, float]] = []
-        for figures in how(listener, student, within(dictations, seconds, first), lr):
+        for figures in fit(listener, student, within(dictations, seconds, first), lr, whole=whole):
             recent.append(figures)
             first += 1
             if len(recent) == REPORT_EVERY:

@@ -21,12 +21,12 @@ FREE_UNITS = {True: -2, False: -1}  # of an MLP, above the hearing layers and in
 
 
 def hold(student: nn.Module, hearing_layers: int) -> list[RemovableHandle]:
-    """Zero the gradients of what is held in ``student`` from now on, until the handles are removed."""
-    handles: list[RemovableHandle] = []
-    for name, p in student.requires_grad_(True).named_parameters():
-        if name.startswith(("backbone.", "projector.")):
-            handles.append(p.register_hook(partial(torch.mul, free(name, p, hearing_layers))))
-    return handles
+    """Zero the gradients of what is held in ``student`` from now on, until the handles are removed; what has none now is passed over."""
+    return [
+        p.register_hook(partial(torch.mul, free(name, p, hearing_layers)))
+        for name, p in student.named_parameters()
+        if p.requires_grad and name.startswith(("backbone.", "projector."))
+    ]
 
 
 def free(name: str, weight: Tensor, hearing_layers: int) -> Tensor:

@@ -99,10 +99,7 @@ class Student(nn.Module):
         ``last`` [B, Q]: the positions at which the model's last layer is wanted, whose output is then [B, Q, d]. A grafted model runs all
         layers above hearing for these alone: nothing else moves there (:mod:`.graft_layers`).
         """
-        (b, t), top = batch.ids.shape, self.config.backbone.num_layers
-        positions = torch.arange(t)[None].expand(b, t)
-        rotary = self.backbone.rotary(positions, compute_dtype())
-        mask = torch.full((t, t), -1e4, dtype=compute_dtype()).triu(1)
+        top, (rotary, mask) = self.config.backbone.num_layers, self.surroundings(batch.ids.shape[1])
         states = [self.embed(batch)]
         for layer in self.backbone.layers[:depth]:
             x = states[-1]
@@ -113,10 +110,13 @@ class Student(nn.Module):
                 states.append(self.run_layer(layer, x, rotary, mask, dropout))
                 continue
             said = self.run_last(layer, x, rotary, mask, dropout, last)
-            if len(states) < top:
-                said = x.scatter(1, last[..., None].expand(-1, -1, x.shape[-1]), said.to(x.dtype))
-            states.append(said)
+            states.append(said if len(states) == top else replaced(x, last, said))
         return states
+
+    def surroundings(self, length: int) -> tuple[Rotary, Tensor]:
+        """What a layer wants to know of ``length`` positions beside what stands there: rotary tables, and the causal mask [T, T]."""
+        rotary = self.backbone.rotary(torch.arange(length)[None], compute_dtype())
+        return rotary, torch.full((length, length), -1e4, dtype=compute_dtype()).triu(1)
 
     def forward(self, batch: Batch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
         if bool((batch.labels == IGNORE).all()) and (weights.features or weights.late or weights.characters):
@@ -248,6 +248,11 @@ def _run_last(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: fl
     q = q.gather(1, at[..., None, None].expand(-1, -1, *q.shape[2:]))
     seen = _attended(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask[at][:, None, None]).transpose(1, 2)
     return layer.settle(x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])), seen, dropout)
+
+
+def replaced(x: Tensor, at: Tensor, said: Tensor) -> Tensor:
+    """x [B, T, d], but ``said`` [B, Q, d] at the positions ``at`` [B, Q]."""
+    return x.scatter(1, at[..., None].expand(-1, -1, x.shape[-1]), said.to(x.dtype))
 
 
 def answering(labels: Tensor) -> Tensor | None:
