@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import BackboneConfig
+from .config import AUDIO, CROSS, TEXT, BackboneConfig
 
 Attend = Callable[[int, Tensor, Tensor | None, Tensor | None], Tensor]
+Remember = Callable[[int, Tensor, Tensor], None]  # layer, k, v
 Rotary = dict[str, tuple[Tensor, Tensor]]  # kind of layer -> cos, sin, each [..., 1, D]
 
 
@@ -78,13 +79,17 @@ class Attention(nn.Module):
                 self.v_proj = nn.Linear(d, narrow, bias=False)
 
     def project(self, h: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        q = rotate(self.q_norm(self._heads(self.q_proj(h))), rotary[self.kind])
-        if self.queries_only:
-            return q, None, None
+        q = self.queries(h, rotary)
+        return (q, None, None) if self.queries_only else (q, *self.keys_and_values(h, rotary))
+
+    def queries(self, h: Tensor, rotary: Rotary) -> Tensor:
+        return rotate(self.q_norm(self._heads(self.q_proj(h))), rotary[self.kind])
+
+    def keys_and_values(self, h: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         raw = self._heads(self.k_proj(h))
         # A full layer's V is the K projection BEFORE k_norm and rotation; V has its own norm, without a weight.
         v = rms_norm(raw if self.shares_v else self._heads(self.v_proj(h)), None, self.eps)
-        return q, rotate(self.k_norm(raw), rotary[self.kind]), v
+        return rotate(self.k_norm(raw), rotary[self.kind]), v
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.dim)
@@ -109,17 +114,31 @@ class Layer(nn.Module):
         super().__init__()
         d, eps = config.hidden_size, config.rms_norm_eps
         self.index = layer
+        self.role = config.layer_roles[layer] if config.layer_roles else None
         self.self_attn = Attention(config, layer, queries_only=queries_only)
-        self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(d, eps)
         self.post_attention_layernorm = RMSNorm(d, eps)
-        self.pre_feedforward_layernorm = RMSNorm(d, eps)
-        self.post_feedforward_layernorm = RMSNorm(d, eps)
+        self.has_mlp = self.role != TEXT
+        if self.has_mlp:
+            self.mlp = MLP(config)
+            self.pre_feedforward_layernorm = RMSNorm(d, eps)
+            self.post_feedforward_layernorm = RMSNorm(d, eps)
         self.register_buffer("layer_scalar", torch.ones(1))
 
     def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
-        q, k, v = self.self_attn.project(self.input_layernorm(x), rotary)
+        h = self.input_layernorm(x)
+        if self.role == CROSS:  # keys and values are those of audio, which are there already
+            return self.settle(x, attend(self.index, self.self_attn.queries(h, rotary), None, None))
+        q, k, v = self.self_attn.project(h, rotary)
         return self.settle(x, attend(self.index, q, k, v))
+
+    def turn(self, x: Tensor, rotary: Rotary, attend: Attend, remember: Remember | None) -> Tensor:
+        """What :meth:`Backbone.forward` asks of one layer: text goes through as ever, audio only through its own layers."""
+        if self.role is None or (self.role == AUDIO) == (remember is not None):
+            return self.forward(x, rotary, attend)
+        if self.role == CROSS and remember is not None:
+            remember(self.index, *self.self_attn.keys_and_values(self.input_layernorm(x), rotary))
+        return x
 
     def settle(self, x: Tensor, seen: Tensor, dropout: float = 0.0) -> Tensor:
         """What was attended to [..., H, D] and the MLP, added to the residual stream [..., d]; position by position.
@@ -127,7 +146,8 @@ class Layer(nn.Module):
         ``dropout``: share of what either adds that is left out (training only).
         """
         x = x + F.dropout(self.post_attention_layernorm(self.self_attn.o_proj(seen.flatten(-2))), dropout, dropout > 0)
-        x = x + F.dropout(self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), dropout, dropout > 0)
+        if self.has_mlp:
+            x = x + F.dropout(self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), dropout, dropout > 0)
         return x * self.layer_scalar  # after BOTH residual sums
 
 
@@ -156,11 +176,15 @@ class Backbone(nn.Module):
             tables[kind] = (angles.cos().to(dtype), angles.sin().to(dtype))
         return tables
 
-    def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Embeddings [..., d] at absolute positions [...] → hidden states [..., d] after the final norm."""
+    def forward(self, x: Tensor, positions: Tensor, attend: Attend, remember: Remember | None = None) -> Tensor:
+        """Embeddings [..., d] at absolute positions [...] → hidden states [..., d] after the final norm.
+
+        Where layers have roles x is all text, or with ``remember`` all audio: that is given the keys and values that text looks at.
+        """
         rotary = self.rotary(positions, x.dtype)
         for layer in self.layers:
-            x = layer(x, rotary, attend)
+            assert isinstance(layer, Layer)
+            x = layer.turn(x, rotary, attend, remember)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

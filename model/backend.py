@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig, VisionConfig
+from .config import ModelConfig, SpecialIds, VisionConfig
 from .errors import AudioFormatError, BackendError
 
 Ids = NDArray[np.int64]  # [n] token ids
@@ -129,6 +129,20 @@ def ids_to_embed(ids: Ids, config: ModelConfig) -> Ids:
         raise BackendError(f"expected at least one token id in 0 .. {size - 1}, got {wrong or 'none'}")
     placeholder = (ids == special.image) | (ids == special.audio) | (ids == special.video)
     return np.where(placeholder, special.pad, ids).astype(np.int64)
+
+
+def heard_ids(ids: Ids, special: SpecialIds) -> NDArray[np.bool_]:
+    """[n]: which of the tokens count as audio where layers have roles (``config.AUDIO``): those that begin it."""
+    return (ids == special.bos) | (ids == special.begin_of_audio)
+
+
+def next_block(heard: NDArray[np.bool_] | None, length: int, room: int | None) -> int:
+    """How many of the next ``length`` positions one forward takes: what a rolled cache has room for, and where layers have roles
+    (``heard`` [length] is given) no more than are of one side."""
+    longest = length if room is None else min(length, room)
+    if heard is None or bool((same := heard[:longest] == heard[0]).all()):
+        return longest
+    return int(same.argmin())
 
 
 def check_apart(caches: Sequence[Cache]) -> None:

@@ -6,13 +6,14 @@ it until a later position takes it over, and masks compare absolute positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Ids
+from .config import TEXT
 from .errors import CacheError
 
 Mask = NDArray[np.bool_]
@@ -128,28 +129,55 @@ class Ring:
         return Ring(self.window, self.capacity, self.length, self._high)
 
 
-class RingCache:
-    """What a runtime's cache of one stream does with its rings: one for each kind of layer, all of one length."""
+class Held(Protocol):
+    """A runtime's storage of keys and values, beside the ring that says what is where."""
 
-    __slots__ = ()
+    ring: Ring
 
-    def rings(self) -> Iterable[Ring]:
-        raise NotImplementedError
+
+S = TypeVar("S", bound=Held)
+
+
+@dataclass(slots=True)
+class RingCache(Generic[S]):
+    """What a runtime's cache of one stream does with its rings. They are all of one length; only where layers have roles
+    (``config.AUDIO``) each counts the positions alone whose keys and values it is for."""
+
+    stores: dict[str, S]  # BackboneConfig.stores → keys and values of these layers
+    heard: bytearray | None = None  # where layers have roles: for each position whether it is audio
 
     @property
     def length(self) -> int:
-        return next(iter(self.rings())).length
+        return len(self.heard) if self.heard is not None else next(iter(self.stores.values())).ring.length
+
+    def taking(self, heard: bool) -> dict[str, S]:
+        """The stores that take keys and values of audio, or of text."""
+        return {name: store for name, store in self.stores.items() if self.heard is None or (name == TEXT) != heard}
+
+    def append(self, count: int, heard: bool) -> dict[str, Ids]:
+        """Take in the next ``count`` positions, all audio or all text; returns their slots [count] in each store that takes them."""
+        slots = {name: store.ring.append(count) for name, store in self.taking(heard).items()}
+        if self.heard is not None:
+            self.heard.extend([heard] * count)
+        return slots
 
     def truncate(self, length: int) -> None:
-        for ring in self.rings():
-            ring.check_truncate(length)  # all first: a refused truncate changes nothing
-        for ring in self.rings():
-            ring.truncate(length)
+        """Forget every position from ``length`` on. Raises CacheError if that is deeper than the slack, and changes nothing."""
+        if not 0 <= length <= self.length:
+            raise CacheError(f"cannot truncate to {length} positions, the cache holds {self.length}")
+        heard = 0 if self.heard is None else self.heard.count(1, 0, length)
+        lengths = {name: length if self.heard is None else length - heard if name == TEXT else heard for name in self.stores}
+        for name, store in self.stores.items():
+            store.ring.check_truncate(lengths[name])  # all first: a refused truncate changes nothing
+        for name, store in self.stores.items():
+            store.ring.truncate(lengths[name])
+        if self.heard is not None:
+            del self.heard[length:]
 
     @property
     def room(self) -> int | None:
         """The longest block that may be appended in one forward, and the longest run from here that can be taken back; None: any."""
-        rooms = [room for ring in self.rings() if (room := ring.room) is not None]
+        rooms = [room for store in self.stores.values() if (room := store.ring.room) is not None]
         return min(rooms) if rooms else None
 
     def check_room(self, count: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,10 @@ from .errors import ConfigError
 SAMPLE_RATE = 16_000
 _MOST_SEGMENT_S = 30.0  # longer audio than this no model of the family is documented for (spec 2.1)
 _GEMMA_POSITIONS = 450  # beyond so many the released 12B is reported to hear nothing (spec 0)
+# Roles of a small model's layers (BackboneConfig.layer_roles). Audio and what begins it, <bos><|audio>, goes through AUDIO layers and text
+# through the others. In a layer of AUDIO or TEXT a position looks at those of its own kind before it, in a CROSS layer text looks at audio.
+# A TEXT layer has no MLP: the CROSS layer above it has one.
+AUDIO, TEXT, CROSS = "audio", "text", "cross"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,17 @@ class BackboneConfig:
     rms_norm_eps: float = 1e-6
     final_logit_softcapping: float | None = 30.0
     pad_token_id: int = 0
+    layer_roles: tuple[str, ...] = ()  # AUDIO | TEXT | CROSS, one for each layer; none (Gemma 4): every position goes through every layer
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """Where each layer's keys and values are kept: with those of its role, or of its kind if layers have no roles."""
+        return self.layer_roles or self.layer_types
+
+    def store_of(self, kind: str) -> str:
+        """The store that the drafter reads for its layers of a kind: the last one of that kind that holds text, if there is one."""
+        own = [store for store, k in zip(self.stores, self.layer_types, strict=True) if k == kind]
+        return TEXT if TEXT in own else own[-1]
 
     @property
     def num_layers(self) -> int:
@@ -57,6 +72,10 @@ class BackboneConfig:
     def last_layer_of(self, kind: str) -> int:
         """Index of the last layer of a kind: the one whose keys and values the drafter reads."""
         return max(i for i, layer_type in enumerate(self.layer_types) if layer_type == kind)
+
+    def layers_of(self, store: str) -> tuple[int, ...]:
+        """The layers whose keys and values a store holds: all of one size."""
+        return tuple(i for i, name in enumerate(self.stores) if name == store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +166,16 @@ def read_drafter_config(folder: Path) -> DrafterConfig:
     return DrafterConfig(int(_need(raw, "backbone_hidden_size")), _backbone(_need(raw, "text_config")))
 
 
-_OWN_KEYS = {"prompt_format", "longest_segment_s", "longest_positions", "stop", "targets", "hearing_delay_ms", "hearing_layers"}
+_OWN_KEYS = {
+    "prompt_format",
+    "longest_segment_s",
+    "longest_positions",
+    "stop",
+    "targets",
+    "hearing_delay_ms",
+    "hearing_layers",
+    "layer_roles",
+}
 
 
 def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
@@ -169,8 +197,9 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
     targets: Any = own.pop("targets", [])
     if not isinstance(targets, list) or not all(isinstance(code, str) for code in cast("list[Any]", targets)):
         raise ConfigError(f"targets is {targets!r} in section 'dragoman', expected a list of languages as in [\"de\"]")
+    backbone = _backbone(_need(raw, "text_config"))
     return ModelConfig(
-        backbone=_backbone(_need(raw, "text_config")),
+        backbone=replace(backbone, layer_roles=_roles(own.pop("layer_roles", []), backbone)),
         audio=AudioConfig(
             frame_samples=int(audio_raw.get("audio_embed_dim", 640)),
             rms_norm_eps=float(audio_raw.get("rms_norm_eps", 1e-6)),
@@ -180,6 +209,18 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
         targets=tuple(cast("list[str]", targets)),
         **own,
     )
+
+
+def _roles(given: Any, backbone: BackboneConfig) -> tuple[str, ...]:
+    roles = tuple(cast("list[str]", given)) if isinstance(given, list) else (given,)
+    if roles and (len(roles) != backbone.num_layers or not set(roles) <= {AUDIO, TEXT, CROSS}):
+        raise ConfigError(
+            f"layer_roles is {given!r} in section 'dragoman', expected audio, text or cross for each of {backbone.num_layers} layers"
+        )
+    kinds = {(role, kind) for role, kind in zip(roles, backbone.layer_types, strict=False)}
+    if len(kinds) != len(set(roles)) or (CROSS, "sliding_attention") in kinds:
+        raise ConfigError(f"layers have the roles and kinds {sorted(kinds)}, expected one kind for each role, and full attention for cross")
+    return roles
 
 
 def _special(raw: Mapping[str, Any], stop: list[int] | None) -> SpecialIds:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from .checkpoint import INDEX, SINGLE, Model, disk_name, load_drafter, load_model, progress_bar, save_rest, stored_dtype
+from .config import AUDIO, TEXT
 from .drafter import Drafter, check_fit
 from .errors import BackendError, ConfigError
 from .graph_weights import GRAPHS, NOTE, Place, places
@@ -100,8 +101,12 @@ def write_graphs(
     special = model.config.special
     with GraphWriter(graphs, "projector", precision) as projector:
         write_projector(projector, model.projector)
-    with GraphWriter(graphs, "backbone", precision) as backbone:
-        write_backbone(backbone, model.backbone, advance)
+    halves: dict[str, bool | None] = {AUDIO: True, TEXT: False} if model.config.backbone.layer_roles else {"backbone": None}
+    tensors = _named("model.embed_audio.", projector.places)
+    for name, heard in halves.items():
+        with GraphWriter(graphs, name, precision) as g:
+            write_backbone(g, model.backbone, advance, heard=heard)
+        tensors |= _named("model.language_model.", g.places)
     with GraphWriter(graphs, "head", precision) as g:
         write_head(g, model.backbone, special)
     if model.vision is not None:
@@ -113,11 +118,14 @@ def write_graphs(
     # The table of input embeddings is looked up, never multiplied with: it stays outside the graphs, mapped from its file.
     table = array(model.backbone.embed_tokens.weight)
     table = table if precision == "fp32" else table.astype(np.float16)
-    backbone.places["embed_tokens.weight"] = _save_table(graphs / "embeddings.npy", table)
-    written = {"model.embed_audio.": projector, "model.language_model.": backbone}
-    tensors = {disk_name(prefix, name): place.noted() for prefix, g in written.items() for name, place in g.places.items()}
-    note = {"format": FORMAT, "precision": precision, "weights": weights, "tensors": tensors}
+    tensors |= _named("model.language_model.", {"embed_tokens.weight": _save_table(graphs / "embeddings.npy", table)})
+    noted = {name: place.noted() for name, place in tensors.items()}
+    note = {"format": FORMAT, "precision": precision, "weights": weights, "tensors": noted}
     (graphs / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+
+
+def _named(prefix: str, places: Mapping[str, Place]) -> dict[str, Place]:
+    return {disk_name(prefix, name): place for name, place in places.items()}
 
 
 def _save_table(path: Path, table: Array) -> Place:

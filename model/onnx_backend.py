@@ -16,9 +16,22 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from .backend import Cache, Floats, Hidden, Ids, ModelSpec, Step, check_apart, check_frames, check_patches, ids_to_embed
+from .backend import (
+    Cache,
+    Floats,
+    Hidden,
+    Ids,
+    ModelSpec,
+    Step,
+    check_apart,
+    check_frames,
+    check_patches,
+    heard_ids,
+    ids_to_embed,
+    next_block,
+)
 from .cache import SLACK_TOKENS, SLIDING, Mask, new_ring
-from .config import BackboneConfig, ModelConfig
+from .config import AUDIO, TEXT, BackboneConfig, ModelConfig
 from .errors import BackendError, CacheError, TaskError
 from .graph_weights import NOTE
 from .onnx_cache import OnnxCache, Store
@@ -47,28 +60,37 @@ class OnnxBackend:
         self.precision, self.exported_from = _read_note(graphs)
         self._table: NDArray[Any] = _read_table(graphs / "embeddings.npy", config.backbone)
         self._scale = np.float32(config.backbone.hidden_size**0.5)
-        busy = threads or _threads(graphs / "backbone.data", None)
-        self._backbone = _open(graphs / "backbone.onnx", busy)
+        roles = bool(config.backbone.layer_roles)
+        self._backbones = dict.fromkeys((True, False), "backbone") if not roles else {True: AUDIO, False: TEXT}  # by whether it is audio
+        busy = threads or max(_threads(graphs / f"{name}.data", None) for name in self._backbones.values())
         self._head, self._projector = (_open_beside(graphs / f"{name}.onnx", threads) for name in ("head", "projector"))
         self._vision, self._drafter = (
             _open_beside(path, threads) if path.is_file() else None for path in (graphs / "vision.onnx", graphs / "drafter.onnx")
         )
-        graphs_run = {"backbone": self._backbone, "drafter": self._drafter}
-        self._outputs = {name: [output.name for output in graph.get_outputs()] for name, graph in graphs_run.items() if graph is not None}
+        self._graphs = {name: _open(graphs / f"{name}.onnx", busy) for name in dict.fromkeys(self._backbones.values())}
+        if self._drafter is not None:
+            self._graphs["drafter"] = self._drafter
+        self._outputs = {name: [output.name for output in graph.get_outputs()] for name, graph in self._graphs.items()}
         self.spec = ModelSpec(name, config, max_draft=0 if self._drafter is None else max_draft, together=False, threads=busy)
-        kinds = config.backbone.layer_types
-        self._layers = {str(layer): (kind, kinds[:layer].count(kind)) for layer, kind in enumerate(kinds)}
-        self._last = {kind: (kind, kinds.count(kind) - 1) for kind in dict.fromkeys(kinds)}  # what the drafter reads
+        stores = config.backbone.stores
+        homes = {str(layer): (name, stores[:layer].count(name)) for layer, name in enumerate(stores)}
+        # The layers whose cache each graph looks at; where there are roles text looks at all but those of audio.
+        self._layers = {
+            name: {layer: home for layer, home in homes.items() if not roles or (home[0] == AUDIO) == (name == AUDIO)}
+            for name in self._backbones.values()
+        }
+        read = {kind: config.backbone.store_of(kind) for kind in dict.fromkeys(config.backbone.layer_types)}  # by the drafter
+        self._last = {kind: (name, stores.count(name) - 1) for kind, name in read.items()}
 
     def new_cache(self) -> OnnxCache:
         text = self.config.backbone
         stores: dict[str, Store] = {}
-        for kind in dict.fromkeys(text.layer_types):
-            layer, count = text.last_layer_of(kind), text.layer_types.count(kind)
+        for name in dict.fromkeys(text.stores):
+            layer, count = text.stores.index(name), text.stores.count(name)
             shape = count, text.kv_heads(layer)
             empty = np.zeros((*shape, text.dim(layer), 0), np.float32), np.zeros((*shape, 0, text.dim(layer)), np.float32)
-            stores[kind] = Store(new_ring(kind, text.sliding_window, self.slack_tokens), *empty)
-        return OnnxCache(stores)
+            stores[name] = Store(new_ring(text.layer_types[layer], text.sliding_window, self.slack_tokens), *empty)
+        return OnnxCache(stores, bytearray() if text.layer_roles else None)
 
     def listen(self, work: Sequence[tuple[Cache, Floats]]) -> None:
         for _, frames in work:
@@ -77,18 +99,21 @@ class OnnxBackend:
         if heard:
             embedded = self._embed_frames(np.concatenate([frames for _, frames in heard]))
             ends = np.cumsum([len(frames) for _, frames in heard])[:-1]
-            self._append([(_mine(cache), x) for (cache, _), x in zip(heard, np.split(embedded, ends), strict=True)], [0] * len(heard))
+            work = [(_mine(cache), x) for (cache, _), x in zip(heard, np.split(embedded, ends), strict=True)]
+            self._append(work, [0] * len(work), [np.ones(len(x), np.bool_) for _, x in work])
 
     def look(self, work: Sequence[tuple[Cache, Floats]]) -> None:
         if self._vision is None or self.config.vision is None:
             raise TaskError("this model cannot see images: its config.json has no vision_config")
         for _, patches in work:
             check_patches(patches, self.config.vision)
-        self._append([(_mine(cache), self._embed_patches(patches)) for cache, patches in work], [0] * len(work), both_ways=True)
+        seen = [(_mine(cache), self._embed_patches(patches)) for cache, patches in work]
+        self._append(seen, [0] * len(work), [np.ones(len(x), np.bool_) for _, x in seen], both_ways=True)
 
     def step(self, work: Sequence[tuple[Cache, Ids]], *, wanted: Sequence[int] | None = None) -> list[Step]:
         embedded = [(_mine(cache), self.embed_ids(ids)) for cache, ids in work]
-        return self._append(embedded, [len(ids) for _, ids in work] if wanted is None else wanted)
+        heard = [heard_ids(ids, self.config.special) for _, ids in work]
+        return self._append(embedded, [len(ids) for _, ids in work] if wanted is None else wanted, heard)
 
     def draft(self, work: Sequence[tuple[Cache, tuple[Hidden, int, int]]]) -> list[Ids]:
         return [self._draft(_mine(cache), _state(hidden), token, count) for cache, (hidden, token, count) in work]
@@ -105,47 +130,57 @@ class OnnxBackend:
         rows, columns = (np.ascontiguousarray(places.reshape(-1)) for places in np.indices(patches.shape[:2], dtype=np.int64))
         return self._vision.run(["x"], {"patches": _floats(patches).reshape(len(rows), -1), "rows": rows, "columns": columns})[0]
 
-    def _append(self, work: Sequence[tuple[OnnxCache, Floats]], wanted: Sequence[int], *, both_ways: bool = False) -> list[Step]:
-        """Append embeddings [n, d] to each cache; answers for the last ``wanted`` positions of each. A failure takes everything back
-        that the slack still reaches."""
+    def _append(
+        self, work: Sequence[tuple[OnnxCache, Floats]], wanted: Sequence[int], heard: Sequence[Mask], *, both_ways: bool = False
+    ) -> list[Step]:
+        """Append embeddings [n, d], of which ``heard`` [n] is audio, to each cache; answers for the last ``wanted`` positions of each. A
+        failure takes everything back that the slack still reaches."""
         check_apart([cache for cache, _ in work])
         if both_ways:
             for cache, x in work:
                 cache.check_room(len(x))
         marks = [(cache, cache.length) for cache, _ in work]
         try:
-            return [self._append_one(cache, x, count, both_ways) for (cache, x), count in zip(work, wanted, strict=True)]
+            given = zip(work, wanted, heard, strict=True)
+            return [self._append_one(cache, x, count, sides, both_ways) for (cache, x), count, sides in given]
         except BaseException:
             for cache, length in marks:
                 with suppress(CacheError):
                     cache.truncate(length)
             raise
 
-    def _append_one(self, cache: OnnxCache, x: Floats, wanted: int, both_ways: bool) -> Step:
-        """Cut where a rolled cache has no more room, and where the head would have too many rows (exact: causal)."""
+    def _append_one(self, cache: OnnxCache, x: Floats, wanted: int, heard: Mask, both_ways: bool) -> Step:
+        """Cut where a rolled cache has no more room, where the head would have too many rows (exact: causal), and where layers have roles
+        between audio and text."""
         answers: list[Step] = []
         silent = len(x) - min(wanted, len(x))
         while len(x):
             longest = _HEAD_ROWS if silent <= 0 else silent if len(x) - silent > _HEAD_ROWS else len(x)
-            block = x[: min(longest, cache.room or len(x))]
-            rows = np.arange(max(0, silent), len(block), dtype=np.int64)
-            answers.append(self._forward(cache, block, rows, both_ways))
-            x, silent = x[len(block) :], silent - len(block)
+            count = next_block(heard if self.config.backbone.layer_roles else None, min(longest, len(x)), cache.room)
+            rows = np.arange(max(0, silent), count, dtype=np.int64)
+            answers.append(self._forward(cache, x[:count], rows, bool(heard[0]), both_ways))
+            x, heard, silent = x[count:], heard[count:], silent - count
         if len(answers) == 1:
             return answers[0]
         hidden = [state for answer in answers for state in answer.hidden]
         return Step(np.concatenate([a.ids for a in answers]), np.concatenate([a.logprobs for a in answers]), hidden)
 
-    def _forward(self, cache: OnnxCache, x: Floats, rows: Ids, both_ways: bool) -> Step:
-        count, first = len(x), cache.length
-        cache.reserve(first + count)
+    def _forward(self, cache: OnnxCache, x: Floats, rows: Ids, heard: bool, both_ways: bool) -> Step:
+        count, first, name = len(x), cache.length, self._backbones[heard]
+        cache.reserve(count, heard)
         inputs: dict[str, NDArray[Any]] = {"x": x, "positions": np.arange(first, first + count, dtype=np.int64), "rows": rows}
-        for kind, store in cache.stores.items():
-            mask = self._mask(kind, store, first, count, new=count, both_ways=both_ways and kind == SLIDING)
-            inputs |= {f"mask.{kind}": mask, f"split.{kind}": np.array([store.slots, count], dtype=np.int64)}
-        out = self._run("backbone", self._backbone, cache, self._layers, inputs)
-        for kind, store in cache.stores.items():
-            store.write(store.ring.append(count), out[f"new_keys.{kind}"], out[f"new_values.{kind}"])
+        taking = cache.taking(heard)
+        for store_name in dict.fromkeys(home for home, _ in self._layers[name].values()):
+            store = cache.stores[store_name]
+            if store_name in taking:
+                mask = self._mask(store, store.ring.length, count, new=count, both_ways=both_ways and store_name == SLIDING)
+                inputs[f"split.{store_name}"] = np.array([store.slots, count], dtype=np.int64)
+            else:  # text looks at all audio
+                mask = np.where(np.arange(store.slots) < store.ring.slots_used, np.float32(0), _LOWEST)[None]
+            inputs[f"mask.{store_name}"] = mask
+        out = self._run(name, cache, self._layers[name], inputs)
+        for store_name, slots in cache.append(count, heard).items():
+            cache.stores[store_name].write(slots, out[f"new_keys.{store_name}"], out[f"new_values.{store_name}"])
         if len(rows) == 0:
             return Step(np.zeros(0, np.int64), np.zeros(0, np.float32), [])
         ids, logprobs = self._head.run(["ids", "logprobs"], {"hidden": out["hidden"]})
@@ -154,15 +189,16 @@ class OnnxBackend:
     def _draft(self, cache: OnnxCache, hidden: Floats, token: int, count: int) -> Ids:
         if self._drafter is None or count <= 0:
             return np.zeros(0, dtype=np.int64)
-        cache.reserve(1)  # an empty cache has no arrays to bind
+        cache.reserve(0)
         # A sliding layer sees the whole last window: the token drafted from is not in the cache yet.
-        masks = {f"mask.{kind}": self._mask(kind, store, cache.length - 1, 1) for kind, store in cache.stores.items()}
+        stores = {kind: cache.stores[name] for kind, (name, _) in self._last.items()}
+        masks = {f"mask.{kind}": self._mask(store, store.ring.length - 1, 1) for kind, store in stores.items()}
         fixed = {**masks, "positions": np.array([cache.length], dtype=np.int64)}
         guesses: list[int] = []
         state = hidden[None]
         while len(guesses) < count:
             inputs = {**fixed, "hidden": state, "embedded": self.embed_ids(np.array([token]))}
-            out = self._run("drafter", self._drafter, cache, self._last, inputs)
+            out = self._run("drafter", cache, self._last, inputs)
             state, token = out["next_hidden"], int(out["ids"][0, 0])
             guesses.append(token)
         return np.array(guesses, dtype=np.int64)
@@ -170,11 +206,11 @@ class OnnxBackend:
     def _run(
         self,
         name: str,
-        session: Any,
         cache: OnnxCache,
         arrays: dict[str, tuple[str, int]],
         inputs: dict[str, NDArray[Any]],
     ) -> dict[str, NDArray[Any]]:
+        session = self._graphs[name]
         binding, names = cache.binding(name, session, arrays), self._outputs[name]
         for key, value in inputs.items():
             binding.bind_cpu_input(key, value)
@@ -186,10 +222,9 @@ class OnnxBackend:
             raise BackendError(f"ONNX Runtime could not run {name}.onnx: {error}") from error
         return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
-    def _mask(self, kind: str, store: Store, first: int, count: int, *, new: int = 0, both_ways: bool = False) -> Floats:
+    def _mask(self, store: Store, first: int, count: int, *, new: int = 0, both_ways: bool = False) -> Floats:
         """[g * count, S + new]: 0 where the query at first + i may look, LOWEST elsewhere; the new positions stand behind the slots."""
-        text = self.config.backbone
-        heads = text.num_attention_heads // text.kv_heads(text.last_layer_of(kind))
+        heads = self.config.backbone.num_attention_heads // store.keys.shape[1]
         mask = np.full((heads, count, store.slots + new), _LOWEST, dtype=np.float32)
         ring = store.ring
         old = 0 if ring.sees_all(first, count) else np.where(ring.visible(first, count), np.float32(0), _LOWEST)

@@ -7,7 +7,6 @@ copied, except when an array has to grow. Axes as in ``onnx_graphs.py``; S the s
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ _GROWTH = 4  # an array grows by a quarter: unused slots are multiplied with, an
 
 @dataclass(slots=True)
 class Store:
-    """Keys [layers, Hkv, D, S] and values [layers, Hkv, S, D] of all layers of one kind."""
+    """Keys [layers, Hkv, D, S] and values [layers, Hkv, S, D] of all layers of one kind or role."""
 
     ring: Ring
     keys: Floats
@@ -57,29 +56,28 @@ class Store:
 
 
 @dataclass(slots=True)
-class OnnxCache(RingCache):
+class OnnxCache(RingCache[Store]):
     """The state of one stream."""
 
-    stores: dict[str, Store]  # kind of layer → its keys and values
     _bound: dict[str, Any] = field(default_factory=dict[str, Any])  # session → its I/O binding with these arrays
 
-    def rings(self) -> Iterable[Ring]:
-        return (store.ring for store in self.stores.values())
-
     def copy(self) -> OnnxCache:
-        return OnnxCache({kind: store.copy() for kind, store in self.stores.items()})
+        return OnnxCache({name: store.copy() for name, store in self.stores.items()}, None if self.heard is None else self.heard[:])
 
-    def reserve(self, slots: int) -> None:
-        """Room for arrays of so many slots in every store that may have them; new arrays are bound anew."""
-        for store in self.stores.values():
+    def reserve(self, count: int, heard: bool = False) -> None:
+        """Room for ``count`` new positions in every store that takes them, and for one in any: an empty array cannot be bound. New arrays
+        are bound anew."""
+        taking = self.taking(heard)
+        for name, store in self.stores.items():
+            slots = max(1, store.ring.length + (count if name in taking else 0))
             if store.reserve(min(slots, store.ring.capacity or slots)):
                 self._bound.clear()
 
     def binding(self, name: str, session: Any, arrays: dict[str, tuple[str, int]]) -> Any:
-        """The I/O binding of a session with this cache's arrays: ``arrays`` maps a graph's input to (kind, layer of that kind)."""
+        """The I/O binding of a session with this cache's arrays: ``arrays`` maps a graph's input to (store, layer in it)."""
         if name not in self._bound:
             self._bound[name] = binding = session.io_binding()
-            for suffix, (kind, layer) in arrays.items():
-                binding.bind_cpu_input(f"keys.{suffix}", self.stores[kind].keys[layer])
-                binding.bind_cpu_input(f"values.{suffix}", self.stores[kind].values[layer])
+            for suffix, (store, layer) in arrays.items():
+                binding.bind_cpu_input(f"keys.{suffix}", self.stores[store].keys[layer])
+                binding.bind_cpu_input(f"values.{suffix}", self.stores[store].values[layer])
         return self._bound[name]

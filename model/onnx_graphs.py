@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Attention, Backbone, Layer, rotary_frequencies
-from .config import SpecialIds
+from .config import AUDIO, CROSS, SpecialIds
 from .drafter import Drafter
 from .onnx_writer import Array, GraphWriter
 from .projector import AudioProjector
@@ -44,13 +44,13 @@ def _ones(width: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What all layers of one kind read."""
+    """What all layers of one store (one kind, or one role) read."""
 
     key_heads: int
     cos: str  # [n, D / 2]
     sin: str
-    mask: str  # [g * n, S + n] (drafter: [g, S]), to be added to the scores
-    split: str  # [S, n]; empty for the drafter
+    mask: str = ""  # [g * n, S + n] ([g, S] or [1, S] where there are no new ones), to be added to the scores
+    split: str = ""  # [S, n]; empty where nothing new is looked at: for the drafter, and for text that looks at audio
 
 
 def write_projector(g: GraphWriter, projector: AudioProjector) -> None:
@@ -78,36 +78,48 @@ def _layer_norm(g: GraphWriter, x: str, norm: nn.LayerNorm) -> str:
     return g.op("LayerNormalization", x, g.constant(array(norm.weight)), g.constant(array(norm.bias)), axis=-1, epsilon=norm.eps)
 
 
-def write_backbone(g: GraphWriter, backbone: Backbone, advance: Advance) -> None:
+def write_backbone(g: GraphWriter, backbone: Backbone, advance: Advance, *, heard: bool | None = None) -> None:
     """x [n, d], positions [n], rows [r], a mask and a split for each kind of layer, keys.i and values.i for each layer
-    → hidden [r, d] after the final norm, and for each kind the new keys [layers, Hkv, D, n] and values [layers, Hkv, n, D]."""
+    → hidden [r, d] after the final norm, and for each kind the new keys [layers, Hkv, D, n] and values [layers, Hkv, n, D].
+
+    Where layers have roles (``config.AUDIO``) audio and text are a graph each, ``heard`` says which. Then it is for each role: audio
+    makes keys and values of the layers of AUDIO and CROSS, and text looks at those of CROSS under a mask [1, S].
+    """
     config = backbone.config
     x = g.input("x", np.float32, "n", config.hidden_size)
     positions, rows = g.input("positions", np.int64, "n"), g.input("rows", np.int64, "r")
-    shared = _shared_inputs(g, backbone, positions, new=True)
-    new: dict[str, list[tuple[str, str]]] = {kind: [] for kind in shared}
+    angles, shared = _Angles(g, backbone, positions), dict[str, _Inputs]()
+    new: dict[str, list[tuple[str, str]]] = {}
     for layer in _layers(backbone):
-        kind = layer.self_attn.kind
-        x, key_value = _write_layer(g, layer, x, shared[kind], _cache_inputs(g, backbone, layer.index))
-        assert key_value is not None, "a layer of the backbone has keys and values"
-        new[kind].append(key_value)
-        advance()
+        name = config.stores[layer.index]
+        turn = layer.role is None or (layer.role == AUDIO) == heard
+        if name not in shared:
+            shared[name] = _shared_inputs(g, angles, layer.index, name, masked=turn, new=layer.role != CROSS)
+        if turn:
+            x, made = _write_layer(g, layer, x, shared[name], _cache_inputs(g, backbone, layer.index, layer.index))
+            advance()
+        else:
+            made = _remember(g, layer, x, shared[name]) if layer.role == CROSS and heard else None
+        if made is not None:
+            new.setdefault(name, []).append(made)
     hidden = _norm(g, g.op("Gather", x, rows), backbone.norm.weight, backbone.norm.eps)
     g.output("hidden", hidden, np.float32, "r", config.hidden_size)
-    for kind, made in new.items():
-        heads, dim = config.kv_heads(config.last_layer_of(kind)), config.dim(config.last_layer_of(kind))
-        for place, (name, shape) in enumerate((("new_keys", (heads, dim, "n")), ("new_values", (heads, "n", dim)))):
+    for name, made in new.items():
+        layer = config.stores.index(name)
+        heads, dim = config.kv_heads(layer), config.dim(layer)
+        for place, (kept, shape) in enumerate((("new_keys", (heads, dim, "n")), ("new_values", (heads, "n", dim)))):
             parts = [g.op("Unsqueeze", pair[place], g.ints(0)) for pair in made]
-            g.output(f"{name}.{kind}", g.op("Concat", *parts, axis=0), np.float32, len(made), *shape)
+            g.output(f"{kept}.{name}", g.op("Concat", *parts, axis=0), np.float32, len(made), *shape)
 
 
 def write_head(g: GraphWriter, backbone: Backbone, special: SpecialIds) -> None:
     """hidden [r, d] → ids [r, 1], logprobs [r, 1]. A graph of its own, because audio needs no answers: r is never 0 (MatMulNBits of
     ONNX Runtime 1.22 divides by it)."""
     hidden = g.input("hidden", np.float32, "r", backbone.config.hidden_size)
-    scores, ids, best = _answers(g, hidden, array(backbone.embed_tokens.weight), backbone.config.final_logit_softcapping, special)
+    scores, ids = _answers(g, hidden, array(backbone.embed_tokens.weight), backbone.config.final_logit_softcapping, special)
     g.output("ids", ids, np.int64, "r", 1)
-    g.output("logprobs", g.op("Sub", best, g.op("ReduceLogSumExp", scores, g.ints(-1), keepdims=1)), np.float32, "r", 1)
+    # Best score less ReduceLogSumExp is the same, but that takes half as long as the product (ONNX Runtime 1.32).
+    g.output("logprobs", g.op("GatherElements", g.op("LogSoftmax", scores, axis=-1), ids, axis=-1), np.float32, "r", 1)
 
 
 def write_drafter(g: GraphWriter, drafter: Drafter, special: SpecialIds) -> None:
@@ -115,14 +127,16 @@ def write_drafter(g: GraphWriter, drafter: Drafter, special: SpecialIds) -> None
     layer of each kind → ids [1, 1], next_hidden [1, d]."""
     model, wide = drafter.model, drafter.config.backbone_hidden_size
     both = [g.input(name, np.float32, 1, wide) for name in ("embedded", "hidden")]
-    shared = _shared_inputs(g, model, g.input("positions", np.int64, 1), new=False)
-    caches = {kind: _cache_inputs(g, model, model.config.last_layer_of(kind), name=kind) for kind in shared}
+    angles = _Angles(g, model, g.input("positions", np.int64, 1))
+    last = {kind: model.config.last_layer_of(kind) for kind in dict.fromkeys(model.config.layer_types)}
+    shared = {kind: _shared_inputs(g, angles, layer, kind, masked=True, new=False) for kind, layer in last.items()}
+    caches = {kind: _cache_inputs(g, model, layer, kind) for kind, layer in last.items()}
     x = g.linear(g.op("Concat", *both, axis=-1), array(drafter.pre_projection.weight))
     for layer in _layers(model):
         x, _ = _write_layer(g, layer, x, shared[layer.self_attn.kind], caches[layer.self_attn.kind])
     inner = _norm(g, x, model.norm.weight, model.norm.eps)
     g.output("next_hidden", g.linear(inner, array(drafter.post_projection.weight)), np.float32, 1, wide)
-    _, ids, _ = _answers(g, inner, array(model.embed_tokens.weight), None, special)
+    _, ids = _answers(g, inner, array(model.embed_tokens.weight), None, special)
     g.output("ids", ids, np.int64, 1, 1)
 
 
@@ -130,23 +144,32 @@ def _layers(backbone: Backbone) -> Sequence[Layer]:
     return [layer for layer in backbone.layers if isinstance(layer, Layer)]
 
 
-def _shared_inputs(g: GraphWriter, backbone: Backbone, positions: str, *, new: bool) -> dict[str, _Inputs]:
-    """fp32 angles from fp32 positions, as the reference has them: half precision loses whole numbers beyond 2048."""
-    column = g.op("Unsqueeze", g.op("Cast", positions, to=1), g.ints(1))
-    shared: dict[str, _Inputs] = {}
-    for kind in dict.fromkeys(backbone.config.layer_types):
-        angles = g.op("Mul", column, g.constant(array(rotary_frequencies(backbone.config, kind))[None]))
-        mask = g.input(f"mask.{kind}", np.float32, f"mask_rows.{kind}", f"mask_columns.{kind}")
-        split = g.input(f"split.{kind}", np.int64, 2) if new else ""
-        key_heads = backbone.config.kv_heads(backbone.config.last_layer_of(kind))
-        shared[kind] = _Inputs(key_heads, g.op("Cos", angles), g.op("Sin", angles), mask, split)
-    return shared
+class _Angles:
+    """fp32 angles from fp32 positions, as the reference has them: half precision loses whole numbers beyond 2048. Once for each kind."""
+
+    def __init__(self, g: GraphWriter, backbone: Backbone, positions: str) -> None:
+        self._g, self.config, self._known = g, backbone.config, dict[str, tuple[str, str]]()
+        self._column = g.op("Unsqueeze", g.op("Cast", positions, to=1), g.ints(1))
+
+    def of(self, kind: str) -> tuple[str, str]:
+        """cos and sin [n, D / 2]."""
+        if kind not in self._known:
+            angles = self._g.op("Mul", self._column, self._g.constant(array(rotary_frequencies(self.config, kind))[None]))
+            self._known[kind] = self._g.op("Cos", angles), self._g.op("Sin", angles)
+        return self._known[kind]
 
 
-def _cache_inputs(g: GraphWriter, backbone: Backbone, layer: int, name: str | None = None) -> tuple[str, str]:
+def _shared_inputs(g: GraphWriter, angles: _Angles, layer: int, name: str, *, masked: bool, new: bool) -> _Inputs:
+    """``layer``: one of the store ``name``. ``masked``: its cache is looked at; ``new``: and so are the new positions."""
+    mask = g.input(f"mask.{name}", np.float32, f"mask_rows.{name}", f"mask_columns.{name}") if masked else ""
+    split = g.input(f"split.{name}", np.int64, 2) if masked and new else ""
+    return _Inputs(angles.config.kv_heads(layer), *angles.of(angles.config.layer_types[layer]), mask, split)
+
+
+def _cache_inputs(g: GraphWriter, backbone: Backbone, layer: int, place: int | str) -> tuple[str, str]:
     config = backbone.config
-    kind, heads, dim = config.layer_types[layer], config.kv_heads(layer), config.dim(layer)
-    slots, place = f"slots.{kind}", layer if name is None else name
+    heads, dim = config.kv_heads(layer), config.dim(layer)
+    slots = f"slots.{config.stores[layer]}"
     return g.input(f"keys.{place}", np.float32, heads, dim, slots), g.input(f"values.{place}", np.float32, heads, slots, dim)
 
 
@@ -156,35 +179,35 @@ def _norm(g: GraphWriter, x: str, weight: Tensor, eps: float) -> str:
 
 def _write_layer(g: GraphWriter, layer: Layer, x: str, shared: _Inputs, cache: tuple[str, str]) -> tuple[str, tuple[str, str] | None]:
     """→ x [n, d] after the layer; its new keys [Hkv, D, n] and values [Hkv, n, D]."""
-    attention, mlp, name = layer.self_attn, layer.mlp, f"layers.{layer.index}"
+    attention, name = layer.self_attn, f"layers.{layer.index}"
     eps = attention.eps
-    q, new = _project(g, attention, _norm(g, x, layer.input_layernorm.weight, eps), shared, f"{name}.self_attn")
+    q, new = _project(g, layer, _norm(g, x, layer.input_layernorm.weight, eps), shared)
     seen = _linear(g, _attend(g, attention, q, new, shared, cache), f"{name}.self_attn.o_proj", attention.o_proj)
     seen = _norm(g, seen, layer.post_attention_layernorm.weight, eps)
-    before = g.constant(array(layer.pre_feedforward_layernorm.weight))
-    h, _, _, x = g.ops("SkipSimplifiedLayerNormalization", seen, x, before, outputs=4, epsilon=eps)  # the sum, and its norm
-    gate = _linear(g, h, f"{name}.mlp.gate_proj", mlp.gate_proj)  # one product with the next, cut in two, would copy both
-    up = _linear(g, h, f"{name}.mlp.up_proj", mlp.up_proj)
-    down = _linear(g, g.op("Mul", g.op("Gelu", gate, approximate="tanh"), up), f"{name}.mlp.down_proj", mlp.down_proj)
-    x = g.op("Add", x, _norm(g, down, layer.post_feedforward_layernorm.weight, eps))
+    if layer.has_mlp:
+        mlp, before = layer.mlp, g.constant(array(layer.pre_feedforward_layernorm.weight))
+        h, _, _, x = g.ops("SkipSimplifiedLayerNormalization", seen, x, before, outputs=4, epsilon=eps)  # the sum, and its norm
+        gate = _linear(g, h, f"{name}.mlp.gate_proj", mlp.gate_proj)  # one product with the next, cut in two, would copy both
+        up = _linear(g, h, f"{name}.mlp.up_proj", mlp.up_proj)
+        down = _linear(g, g.op("Mul", g.op("Gelu", gate, approximate="tanh"), up), f"{name}.mlp.down_proj", mlp.down_proj)
+        seen = _norm(g, down, layer.post_feedforward_layernorm.weight, eps)
+    x = g.op("Add", x, seen)
     scalar = array(layer.layer_scalar)
     return x if scalar.item() == 1.0 else g.op("Mul", x, g.constant(scalar)), new
 
 
-def _project(g: GraphWriter, attention: Attention, h: str, shared: _Inputs, name: str) -> tuple[str, tuple[str, str] | None]:
+def _project(g: GraphWriter, layer: Layer, h: str, shared: _Inputs) -> tuple[str, tuple[str, str] | None]:
     """h [n, d] → q [Hkv, g * n, D]; new keys [Hkv, D, n] and values [Hkv, n, D]. Queries, keys and values are one linear layer, and
     share the norm without its weight."""
+    attention, name = layer.self_attn, f"layers.{layer.index}.self_attn"
     dim, keys = attention.dim, shared.key_heads
     heads = attention.q_proj.weight.shape[0] // dim
     weights = {f"{name}.q_proj.weight": attention.q_proj.weight}
-    if attention.queries_only:
+    if attention.queries_only or layer.role == CROSS:
         normed = _heads(g, h, weights, dim, attention.eps)
         q = _turn(g, normed, attention.q_norm.weight.expand(heads, -1), shared)
         return g.op("Reshape", q, g.ints(keys, -1, dim)), None
-    weights[f"{name}.k_proj.weight"] = attention.k_proj.weight
-    if not attention.shares_v:
-        weights[f"{name}.v_proj.weight"] = attention.v_proj.weight
-    normed = _heads(g, h, weights, dim, attention.eps)
+    normed = _heads(g, h, weights | _key_weights(attention, name), dim, attention.eps)
     # A full layer's V is the K projection before k_norm's weight and rotation.
     cut = g.ints(heads, keys) if attention.shares_v else g.ints(heads + keys, keys)
     qk, v = g.ops("Split", normed, cut, outputs=2, axis=1)
@@ -193,6 +216,21 @@ def _project(g: GraphWriter, attention: Attention, h: str, shared: _Inputs, name
     q, k = g.ops("Split", turned, g.ints(heads, keys), outputs=2, axis=0)
     q = g.op("Reshape", q, g.ints(keys, -1, dim))
     return q, (g.op("Transpose", k, perm=[0, 2, 1]), g.op("Transpose", v, perm=[1, 0, 2]))
+
+
+def _key_weights(attention: Attention, name: str) -> dict[str, Tensor]:
+    weights = {f"{name}.k_proj.weight": attention.k_proj.weight}
+    return weights if attention.shares_v else weights | {f"{name}.v_proj.weight": attention.v_proj.weight}
+
+
+def _remember(g: GraphWriter, layer: Layer, x: str, shared: _Inputs) -> tuple[str, str]:
+    """Audio x [n, d] → the keys [Hkv, D, n] and values [Hkv, n, D] that text looks at in a layer of CROSS."""
+    attention, keys = layer.self_attn, shared.key_heads
+    h = _norm(g, x, layer.input_layernorm.weight, attention.eps)
+    normed = _heads(g, h, _key_weights(attention, f"layers.{layer.index}.self_attn"), attention.dim, attention.eps)
+    k, v = (normed, normed) if attention.shares_v else g.ops("Split", normed, g.ints(keys, keys), outputs=2, axis=1)
+    turned = _turn(g, k, attention.k_norm.weight.expand(keys, -1), shared)
+    return g.op("Transpose", turned, perm=[0, 2, 1]), g.op("Transpose", v, perm=[1, 0, 2])
 
 
 def _heads(g: GraphWriter, h: str, weights: Mapping[str, Tensor], dim: int, eps: float) -> str:
@@ -214,24 +252,26 @@ def _turn(g: GraphWriter, normed: str, weight: Tensor, shared: _Inputs) -> str:
 def _attend(g: GraphWriter, attention: Attention, q: str, new: tuple[str, str] | None, shared: _Inputs, cache: tuple[str, str]) -> str:
     """→ [n, H * D]. Scale is 1.0: the norms have learned it. A cache is read by one MatMul each and by nothing else."""
     heads, (keys, values) = attention.q_proj.weight.shape[0] // attention.dim, cache
-    if new is None:
-        weights = g.op("Softmax", g.op("Add", g.op("MatMul", q, keys), shared.mask), axis=-1)
-        return g.op("Reshape", g.op("MatMul", weights, values), g.ints(1, -1))
-    scores = g.op("Concat", g.op("MatMul", q, keys), g.op("MatMul", q, new[0]), axis=-1)
+    scores = g.op("MatMul", q, keys)
+    if new is not None:
+        scores = g.op("Concat", scores, g.op("MatMul", q, new[0]), axis=-1)
     weights = g.op("Softmax", g.op("Add", scores, shared.mask), axis=-1)
-    old_weights, new_weights = g.ops("Split", weights, shared.split, outputs=2, axis=-1)
-    seen = g.op("Add", g.op("MatMul", old_weights, values), g.op("MatMul", new_weights, new[1]))  # [Hkv, g * n, D]
+    if new is None:
+        seen = g.op("MatMul", weights, values)
+    else:
+        old_weights, new_weights = g.ops("Split", weights, shared.split, outputs=2, axis=-1)
+        seen = g.op("Add", g.op("MatMul", old_weights, values), g.op("MatMul", new_weights, new[1]))  # [Hkv, g * n, D]
     by_head = g.op("Reshape", seen, g.ints(heads, -1, attention.dim))
     return g.op("Reshape", g.op("Transpose", by_head, perm=[1, 0, 2]), g.ints(-1, heads * attention.dim))
 
 
-def _answers(g: GraphWriter, hidden: str, table: Array, cap: float | None, special: SpecialIds) -> tuple[str, str, str]:
-    """hidden [r, d] → scores [r, vocab], best ids [r, 1] and their scores [r, 1]; suppressed ids never win."""
+def _answers(g: GraphWriter, hidden: str, table: Array, cap: float | None, special: SpecialIds) -> tuple[str, str]:
+    """hidden [r, d] → scores [r, vocab] and best ids [r, 1]; suppressed ids never win."""
     scores = g.linear(hidden, table)
     if cap is not None:
         scores = g.op("Mul", g.op("Tanh", g.op("Mul", scores, g.number(1 / cap))), g.number(cap))
     silence = np.zeros(len(table), np.float32)
     silence[[token for token in special.suppressed if token < len(table)]] = LOWEST
     scores = g.op("Add", scores, g.weight(silence))
-    best, ids = g.ops("TopK", scores, g.ints(1), outputs=2, axis=-1)
-    return scores, ids, best
+    _, ids = g.ops("TopK", scores, g.ints(1), outputs=2, axis=-1)
+    return scores, ids

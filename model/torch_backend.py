@@ -7,16 +7,29 @@ runs lives in its TorchCache; the modules are never written to.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .backbone import Attend, cached_attention
-from .backend import Cache, Floats, Hidden, Ids, ModelSpec, Step, check_apart, check_frames, check_patches, ids_to_embed
-from .cache import SLACK_TOKENS, SLIDING, Ring, RingCache, new_ring
+from .backbone import Attend, Remember, cached_attention
+from .backend import (
+    Cache,
+    Floats,
+    Hidden,
+    Ids,
+    ModelSpec,
+    Step,
+    check_apart,
+    check_frames,
+    check_patches,
+    heard_ids,
+    ids_to_embed,
+    next_block,
+)
+from .cache import SLACK_TOKENS, SLIDING, Mask, Ring, RingCache, new_ring
 from .checkpoint import Model
 from .drafter import Drafter, check_fit
 from .errors import BackendError, TaskError
@@ -27,7 +40,7 @@ _HEAD_ROWS = 64  # positions that go through the head at once: 12B's logits are 
 
 @dataclass(slots=True)
 class _Store:
-    """Keys and values of all layers of one kind, [layers, Hkv, S, D] each; S doubles up to the ring's capacity."""
+    """Keys and values of all layers of one kind or role, [layers, Hkv, S, D] each; S doubles up to the ring's capacity."""
 
     ring: Ring
     keys: Tensor
@@ -52,16 +65,11 @@ def _longer(old: Tensor, slots: int, kept: int) -> Tensor:
 
 
 @dataclass(slots=True)
-class TorchCache(RingCache):
+class TorchCache(RingCache[_Store]):
     """The state of one stream."""
 
-    stores: dict[str, _Store]  # kind of layer → its keys and values
-
-    def rings(self) -> Iterable[Ring]:
-        return (store.ring for store in self.stores.values())
-
     def copy(self) -> TorchCache:
-        return TorchCache({kind: store.copy() for kind, store in self.stores.items()})
+        return TorchCache({name: store.copy() for name, store in self.stores.items()}, None if self.heard is None else self.heard[:])
 
 
 @dataclass(slots=True)
@@ -70,7 +78,7 @@ class _Part:
 
     cache: TorchCache
     rows: slice  # of the N new positions
-    slots: dict[str, Tensor | slice]  # by kind of layer
+    slots: dict[str, Tensor | slice]  # by store
     masks: dict[str, Tensor | None]  # [n, S]; None: every slot is seen
 
 
@@ -85,25 +93,26 @@ class TorchBackend:
         self._table = self.backbone.embed_tokens.weight
         threads = torch.get_num_threads() if self._table.device.type == "cpu" else 0
         self.spec = ModelSpec(name, model.config, max_draft=0 if drafter is None else max_draft, threads=threads)
-        kinds = model.config.backbone.layer_types  # a layer's home: its kind, and which of its kind it is
-        self._home = [(kind, kinds[:layer].count(kind)) for layer, kind in enumerate(kinds)]
+        stores = model.config.backbone.stores  # a layer's home: its store, and which one of its layers it is
+        self._home = [(name, stores[:layer].count(name)) for layer, name in enumerate(stores)]
         if drafter is not None:
             check_fit(model.config.backbone, drafter.config)
 
     def new_cache(self) -> TorchCache:
         text = self.config.backbone
         stores: dict[str, _Store] = {}
-        for kind in dict.fromkeys(text.layer_types):
-            layer, count = text.last_layer_of(kind), text.layer_types.count(kind)
+        for name in dict.fromkeys(text.stores):
+            layer, count = text.stores.index(name), text.stores.count(name)
             empty = self._table.new_zeros(count, text.kv_heads(layer), 0, text.dim(layer))
-            stores[kind] = _Store(new_ring(kind, text.sliding_window, self.slack_tokens), empty, empty)
-        return TorchCache(stores)
+            stores[name] = _Store(new_ring(text.layer_types[layer], text.sliding_window, self.slack_tokens), empty, empty)
+        return TorchCache(stores, bytearray() if text.layer_roles else None)
 
     @torch.inference_mode()
     def listen(self, work: Sequence[tuple[Cache, Floats]]) -> None:
         for _, frames in work:
             check_frames(frames, self.config.audio.frame_samples)
-        self._append_in_blocks([(_mine(cache), self.projector(self._floats(frames))) for cache, frames in work if len(frames)])
+        heard = [(_mine(cache), self.projector(self._floats(frames))) for cache, frames in work if len(frames)]
+        self._append_in_blocks(heard, [np.ones(len(x), np.bool_) for _, x in heard])
 
     @torch.inference_mode()
     def look(self, work: Sequence[tuple[Cache, Floats]]) -> None:
@@ -116,7 +125,8 @@ class TorchBackend:
     @torch.inference_mode()
     def step(self, work: Sequence[tuple[Cache, Ids]], *, wanted: Sequence[int] | None = None) -> list[Step]:
         wanted = [len(ids) for _, ids in work] if wanted is None else wanted
-        hidden = self._append_in_blocks([(_mine(cache), self.embed_ids(ids)) for cache, ids in work])
+        embedded = [(_mine(cache), self.embed_ids(ids)) for cache, ids in work]
+        hidden = self._append_in_blocks(embedded, [heard_ids(ids, self.config.special) for _, ids in work])
         rows = [states[-count:] for states, count in zip(hidden, wanted, strict=True)]
         if not rows:
             return []
@@ -147,11 +157,11 @@ class TorchBackend:
         return self.drafter(self.embed_ids(tokens), hidden, positions, self._attend_shared(caches))
 
     @torch.inference_mode()
-    def hidden_states(self, work: Sequence[tuple[TorchCache, Tensor]], *, both_ways: bool = False) -> list[Tensor]:
+    def hidden_states(self, work: Sequence[tuple[TorchCache, Tensor]], *, both_ways: bool = False, heard: bool = False) -> list[Tensor]:
         """Append embeddings [n, d] to each cache in ONE forward → hidden states [n, d] after the final norm, for each.
 
-        ``both_ways``: sliding layers let the new positions of a stream see each other's future (an image).
-        Raises CacheError, and changes nothing, if a block is longer than a cache's room.
+        ``both_ways``: sliding layers let the new positions of a stream see each other's future (an image). ``heard``: they are audio,
+        which matters where layers have roles. Raises CacheError, and changes nothing, if a block is longer than a cache's room.
         """
         if not work:
             return []
@@ -161,8 +171,9 @@ class TorchBackend:
         marks = [(cache, cache.length) for cache, _ in work]
         positions = torch.cat([torch.arange(length, length + len(x)) for (_, length), (_, x) in zip(marks, work, strict=True)])
         try:
-            parts = self._reserve(work, both_ways)
-            states = self.backbone(torch.cat([x for _, x in work]), positions.to(self._table.device), self._attend(parts))
+            parts = self._reserve(work, both_ways, heard)
+            remember = self._remember(parts) if heard and self.config.backbone.layer_roles else None
+            states = self.backbone(torch.cat([x for _, x in work]), positions.to(self._table.device), self._attend(parts), remember)
         except BaseException:
             for cache, length in marks:
                 cache.truncate(length)
@@ -179,28 +190,35 @@ class TorchBackend:
         """[n ≥ 1] ids → [n, d], scaled; errors as in ``ids_to_embed``."""
         return self.backbone.embed(torch.as_tensor(ids_to_embed(ids, self.config), device=self._table.device))
 
-    def _append_in_blocks(self, work: Sequence[tuple[TorchCache, Tensor]]) -> list[Tensor]:
-        """``hidden_states`` for causal input of any length: cut where a rolled cache has no more room (exact: causal)."""
+    def _append_in_blocks(self, work: Sequence[tuple[TorchCache, Tensor]], heard: Sequence[Mask]) -> list[Tensor]:
+        """``hidden_states`` for causal input of any length, of which ``heard`` [n] is audio: cut where a rolled cache has no more room
+        (exact: causal), and where layers have roles between audio and text."""
         done: list[list[Tensor]] = [[] for _ in work]
-        rest = [x for _, x in work]
-        while any(len(x) for x in rest):
-            turn = [place for place, x in enumerate(rest) if len(x)]
-            blocks = [(work[place][0], rest[place][: work[place][0].room]) for place in turn]
-            for place, (_, block), states in zip(turn, blocks, self.hidden_states(blocks), strict=True):
-                done[place].append(states)
+        rest, roles = [x for _, x in work], bool(self.config.backbone.layer_roles)
+        while waiting := [place for place, x in enumerate(rest) if len(x)]:
+            sides = {place: bool(heard[place][-len(rest[place])]) for place in waiting}
+            turn = [place for place in waiting if not roles or sides[place] == sides[waiting[0]]]
+            blocks: list[tuple[TorchCache, Tensor]] = []
+            for place in turn:
+                cache, x = work[place][0], rest[place]
+                blocks.append((cache, x[: next_block(heard[place][-len(x) :] if roles else None, len(x), cache.room)]))
+            states = self.hidden_states(blocks, heard=sides[waiting[0]])
+            for place, (_, block), said in zip(turn, blocks, states, strict=True):
+                done[place].append(said)
                 rest[place] = rest[place][len(block) :]
         return [torch.cat(states) if len(states) > 1 else states[0] for states in done]
 
-    def _reserve(self, work: Sequence[tuple[TorchCache, Tensor]], both_ways: bool) -> list[_Part]:
+    def _reserve(self, work: Sequence[tuple[TorchCache, Tensor]], both_ways: bool, heard: bool) -> list[_Part]:
         parts: list[_Part] = []
         row = 0
         for cache, x in work:
-            n, first = len(x), cache.length
+            n, firsts = len(x), {name: store.ring.length for name, store in cache.stores.items()}
             part = _Part(cache, slice(row, row + n), {}, {})
-            for kind, store in cache.stores.items():
-                part.slots[kind] = self._index(store.ring.append(n))
+            for name, slots in cache.append(n, heard).items():
+                store = cache.stores[name]
+                part.slots[name] = self._index(slots)
                 store.reserve(store.ring.slots_used)
-                part.masks[kind] = self._mask(store.ring, first, n, both_ways and kind == SLIDING)
+                part.masks[name] = self._mask(store.ring, firsts[name], n, both_ways and name == SLIDING)
             parts, row = [*parts, part], row + n
         return parts
 
@@ -210,33 +228,45 @@ class TorchBackend:
 
     def _attend(self, parts: Sequence[_Part]) -> Attend:
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
-            assert k is not None and v is not None, "the backbone projects keys and values"
-            kind, place = self._home[layer]
+            name, place = self._home[layer]
+            if k is not None and v is not None:
+                self._write(parts, layer, k, v)
             seen: list[Tensor] = []
             for part in parts:
-                store, slots = part.cache.stores[kind], part.slots[kind]
-                keys, values = store.keys[place], store.values[place]  # [Hkv, S, D] views
-                keys[:, slots] = k[part.rows].transpose(0, 1)
-                values[:, slots] = v[part.rows].transpose(0, 1)
-                used = slice(store.ring.slots_used)
-                seen.append(cached_attention(q[part.rows], keys[:, used], values[:, used], part.masks[kind]))
+                store = part.cache.stores[name]
+                used, mask = slice(store.ring.slots_used), part.masks.get(name)  # text sees all audio: there is no mask
+                seen.append(cached_attention(q[part.rows], store.keys[place][:, used], store.values[place][:, used], mask))
             return torch.cat(seen)
 
         return attend
+
+    def _remember(self, parts: Sequence[_Part]) -> Remember:
+        return lambda layer, k, v: self._write(parts, layer, k, v)
+
+    def _write(self, parts: Sequence[_Part], layer: int, k: Tensor, v: Tensor) -> None:
+        name, place = self._home[layer]
+        for part in parts:
+            store, slots = part.cache.stores[name], part.slots[name]
+            store.keys[place][:, slots] = k[part.rows].transpose(0, 1)  # [Hkv, S, D] views
+            store.values[place][:, slots] = v[part.rows].transpose(0, 1)
 
     def _attend_shared(self, caches: Sequence[TorchCache]) -> Attend:
         """The drafter's attention: one query for each stream, over the backbone's LAST layer of the same kind (asst:211-252)."""
         kinds = self.drafter.config.text.layer_types if self.drafter is not None else ()
         # A sliding layer sees the whole last window: the token drafted from is not in the cache yet.
-        masks = [{kind: self._mask(store.ring, cache.length - 1, 1) for kind, store in cache.stores.items()} for cache in caches]
+        homes = {kind: self.config.backbone.store_of(kind) for kind in set(kinds)}
+        masks = [
+            {name: self._mask(ring, ring.length - 1, 1) for name in homes.values() for ring in [cache.stores[name].ring]}
+            for cache in caches
+        ]
 
         def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
-            kind = kinds[layer]
+            name = homes[kinds[layer]]
             seen: list[Tensor] = []
             for row, cache in enumerate(caches):
-                store = cache.stores[kind]
+                store = cache.stores[name]
                 used = store.ring.slots_used
-                seen.append(cached_attention(q[row : row + 1], store.keys[-1, :, :used], store.values[-1, :, :used], masks[row][kind]))
+                seen.append(cached_attention(q[row : row + 1], store.keys[-1, :, :used], store.values[-1, :, :used], masks[row][name]))
             return torch.cat(seen)
 
         return attend

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from .fakes import ScriptedBackend
 from .onnx_models import onnx_backend
-from .tiny_models import SPECIAL, WINDOW, G, L, noise, some_ids, tiny_config, tiny_drafter, tiny_model
+from .tiny_models import ROLES, SPECIAL, WINDOW, G, L, noise, some_ids, tiny_config, tiny_drafter, tiny_model
 
 SLACK = 64
 TOLERANCE = 1e-4
@@ -29,14 +29,17 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "all sliding": {"layer_types": (L, L)},
     "own v": {"attention_k_eq_v": False, "num_global_key_value_heads": 2},
     "one head": {"num_key_value_heads": 1, "final_logit_softcapping": None},
+    "roles": ROLES,
+    "roles, own v": {**ROLES, "attention_k_eq_v": False, "num_global_key_value_heads": 2},
 }
+BOTH = ("two kinds", "roles")
 
 
 @once
 def pair(pattern: str = "two kinds") -> tuple[TorchBackend, Any]:
     """One random model on both runtimes, with a drafter where the pattern is the drafter's."""
     model = tiny_model(5, tiny_config(**PATTERNS[pattern]))
-    drafter = tiny_drafter(6) if pattern == "two kinds" else None
+    drafter = tiny_drafter(6) if pattern in BOTH else None
     return TorchBackend(model, drafter, slack_tokens=SLACK), onnx_backend(model, drafter, slack_tokens=SLACK)
 
 
@@ -69,13 +72,14 @@ def test_a_cutting_equals_torch(pattern: str, cut: int) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
+    pattern=st.sampled_from(BOTH),
     seed=st.integers(0, 99),
     cuts=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     runs=st.lists(st.integers(0, 60), min_size=12, max_size=12),
     copies=st.sets(st.integers(0, 11)),
 )
-def test_any_blocks_with_runs_taken_back_equal_torch(seed: int, cuts: list[int], runs: list[int], copies: set[int]) -> None:
-    torch_runtime, runtime = pair()
+def test_any_blocks_with_runs_taken_back_equal_torch(pattern: str, seed: int, cuts: list[int], runs: list[int], copies: set[int]) -> None:
+    torch_runtime, runtime = pair(pattern)
     mine, theirs, at, frames = runtime.new_cache(), torch_runtime.new_cache(), 0, noise(seed, sum(cuts))
     for place, (cut, run) in enumerate(zip(cuts, runs, strict=False)):
         mark = mine.length
@@ -104,9 +108,10 @@ def test_positions_far_out_equal_torch() -> None:
     assert_same(torch_runtime, *(b.step([(c, some_ids(0, 9))])[0] for b, c in zip((runtime, torch_runtime), caches, strict=True)))
 
 
-def test_a_batch_of_streams_equals_torch() -> None:
+@pytest.mark.parametrize("pattern", BOTH)
+def test_a_batch_of_streams_equals_torch(pattern: str) -> None:
     """Streams of different lengths in one call of every verb."""
-    torch_runtime, runtime = pair()
+    torch_runtime, runtime = pair(pattern)
     lengths, found = [3, 40, 17, 1], []
     for backend in (runtime, torch_runtime):
         caches = [backend.new_cache() for _ in lengths]
@@ -120,10 +125,11 @@ def test_a_batch_of_streams_equals_torch() -> None:
     assert [len(ids) for ids in found[0][1]] == [4, 0, 2, 9]
 
 
+@pytest.mark.parametrize("pattern", BOTH)
 @pytest.mark.parametrize("positions", [1, 5, 60])
-def test_drafts_equal_torch(positions: int) -> None:
+def test_drafts_equal_torch(positions: int, pattern: str) -> None:
     """Before and after the window is overflowed; the state that goes from one guess to the next too."""
-    torch_runtime, runtime = pair()
+    torch_runtime, runtime = pair(pattern)
     mine, theirs = runtime.new_cache(), torch_runtime.new_cache()
     (got,), (wanted,) = (b.step([(c, some_ids(3, positions))]) for b, c in ((runtime, mine), (torch_runtime, theirs)))
     for token in range(3, 60):
@@ -169,9 +175,9 @@ def test_a_step_reads_the_cache_where_it_lies(monkeypatch: pytest.MonkeyPatch) -
     cache = runtime.new_cache()
     runtime.listen([(cache, noise(0, 150))])
     before = bound_addresses(cache)
-    session = runtime._backbone
+    session = runtime._graphs["backbone"]
     bindings: list[Any] = []
-    monkeypatch.setattr(runtime, "_backbone", _Watched(session, bindings))
+    monkeypatch.setitem(runtime._graphs, "backbone", _Watched(session, bindings))
     for seed in range(20):
         runtime.step([(cache, some_ids(seed, 2))])
         cache.truncate(150)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,11 @@ TEXT = BackboneConfig(
     global_head_dim=16,
     sliding_window=WINDOW,
 )
+# Audio and text go through layers of their own.
+ROLES: dict[str, Any] = {
+    "layer_types": (L, L, G, G, G, G),
+    "layer_roles": ("audio", "audio", "text", "cross", "text", "cross"),
+}
 SPECIAL = SpecialIds(0, 2, (1,), image=80, audio=81, video=82, begin_of_image=83, end_of_image=84, begin_of_audio=85, end_of_audio=86)
 
 
@@ -54,7 +60,7 @@ def tiny_model(seed: int = 0, config: ModelConfig | None = None) -> Model:
 
 
 def tiny_drafter(seed: int = 1, text: BackboneConfig = TEXT) -> Drafter:
-    inner = replace(text, hidden_size=16, intermediate_size=32, layer_types=(L, G), final_logit_softcapping=None)
+    inner = replace(text, hidden_size=16, intermediate_size=32, layer_types=(L, G), layer_roles=(), final_logit_softcapping=None)
     drafter = build_drafter(DrafterConfig(text.hidden_size, inner), device="cpu")
     randomise(drafter, seed)
     return drafter

@@ -48,7 +48,8 @@ class Taught:
 def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
     """The ``config.json`` of a small model of the Gemma 4 Unified family, from the sizes in ``raw`` (keys of BackboneConfig)."""
     ids = {name: i for i, name in enumerate(text.SPECIAL_TOKENS)}
-    values: dict[str, Any] = {**raw, "layer_types": tuple(raw["layer_types"])}
+    roles = raw.get("layer_roles", ())
+    values: dict[str, Any] = {**raw, "layer_types": tuple(raw["layer_types"]), "layer_roles": tuple(roles)}
     base = BackboneConfig(**values)
     return {
         "architectures": ["Gemma4UnifiedForConditionalGeneration"],
@@ -71,6 +72,7 @@ def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
             "targets": list(taught.targets),
             "hearing_delay_ms": taught.delay_frames * FRAME * 1000 // SAMPLE_RATE + WRITTEN_LATE_MS,
             **({"hearing_layers": taught.hearing_layers} if taught.hearing_layers else {}),
+            **({"layer_roles": list(roles)} if roles else {}),
         },
     }
 
@@ -78,6 +80,7 @@ def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
 def text_section(base: BackboneConfig) -> dict[str, Any]:
     """``text_config`` of a decoder stack, as Gemma 4 Unified writes it."""
     sizes = asdict(base)
+    del sizes["layer_roles"]  # none of Gemma's; they stand in a section of our own
     theta = {"sliding_attention": sizes.pop("rope_theta"), "full_attention": sizes.pop("global_rope_theta")}
     factor = sizes.pop("global_partial_rotary_factor")
     return {

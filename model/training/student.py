@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone, Layer, Rotary
 from ..checkpoint import Model
-from ..config import ModelConfig
+from ..config import AUDIO, CROSS, ModelConfig
 from ..projector import AudioProjector
 from . import text
 from .precision import autocast, compute_dtype
@@ -75,6 +75,7 @@ class Student(nn.Module):
         self.character_head = nn.Linear(d, len(text.CTC_CHARACTERS))
         self.run_layer: Callable[..., Tensor] = _run_layer
         self.run_last: Callable[..., Tensor] = _run_last
+        self.run_cross: Callable[..., Tensor] = _run_cross
         initialise(self.backbone, self.projector)
 
     def take(self, model: Model) -> None:
@@ -88,6 +89,7 @@ class Student(nn.Module):
         torch._dynamo.config.cache_size_limit = 64  # pyright: ignore
         self.run_layer = torch.compile(_run_layer, dynamic=False)
         self.run_last = torch.compile(_run_last, dynamic=False)
+        self.run_cross = torch.compile(_run_cross, dynamic=False)
 
     def embed(self, batch: Batch) -> Tensor:
         tokens = self.backbone.embed(batch.ids) * batch.is_text[..., None]
@@ -97,8 +99,11 @@ class Student(nn.Module):
         """Input and the output of the first ``depth`` layers (None: all), [B, T, d]; ``apart``: see LossWeights.
 
         ``last`` [B, Q]: the positions at which the model's last layer is wanted, whose output is then [B, Q, d]. A grafted model runs all
-        layers above hearing for these alone: nothing else moves there (:mod:`.graft_layers`).
+        layers above hearing for these alone: nothing else moves there (:mod:`.graft_layers`). Where layers have roles the states of text
+        are [B, Q, d] from the first layer of text on.
         """
+        if self.config.backbone.layer_roles:
+            return self._by_roles(batch, depth, last)
         top, (rotary, mask) = self.config.backbone.num_layers, self.surroundings(batch.ids.shape[1])
         states = [self.embed(batch)]
         for layer in self.backbone.layers[:depth]:
@@ -111,6 +116,28 @@ class Student(nn.Module):
                 continue
             said = self.run_last(layer, x, rotary, mask, dropout, last)
             states.append(said if len(states) == top else replaced(x, last, said))
+        return states
+
+    def _by_roles(self, batch: Batch, depth: int | None, last: Tensor | None) -> list[Tensor]:
+        """:meth:`hidden_states` where layers have roles: audio goes through its own layers, text from there on through the others."""
+        length, roles = batch.ids.shape[1], self.config.backbone.layer_roles
+        rotary, mask = self.surroundings(length)
+        at = torch.arange(length).expand(len(batch.ids), -1) if last is None else last
+        heard = heard_positions(batch)
+        before = mask[at]
+        text_mask = before.gather(2, at[:, None].expand(-1, at.shape[1], -1)) + -1e4 * heard.gather(1, at)[:, None]
+        audio_mask = before + -1e4 * ~heard[:, None]
+        there: Rotary = {kind: (cos[0][at], sin[0][at]) for kind, (cos, sin) in rotary.items()}
+        audio = self.embed(batch)
+        states, text = [audio], audio.gather(1, at[..., None].expand(-1, -1, audio.shape[-1]))
+        for layer, role in zip(self.backbone.layers[:depth], roles, strict=False):
+            dropout = self.dropout if self.training and len(states) > self.depths.features else 0.0
+            if role == AUDIO:  # text stays as it is, and as it comes after audio nobody has seen it there
+                audio = torch.where(heard[..., None], self.run_layer(layer, audio, rotary, mask, dropout), audio)
+            else:
+                beside, its, seen = (audio, rotary, audio_mask) if role == CROSS else (text, there, text_mask)
+                text = self.run_cross(layer, text, there, beside, its, seen.to(text.dtype), dropout)
+            states.append(audio if role == AUDIO else text)
         return states
 
     def surroundings(self, length: int) -> tuple[Rotary, Tensor]:
@@ -241,6 +268,14 @@ def _run_layer(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: f
     return layer.settle(x, plain_attention(q, k, v, mask), dropout)
 
 
+def _run_cross(layer: Layer, x: Tensor, rotary: Rotary, beside: Tensor, its: Rotary, mask: Tensor, dropout: float) -> Tensor:
+    """x [B, Q, d], which looks at ``beside`` [B, S, d] with ``its`` rotary tables under a mask [B, Q, S] → [B, Q, d]."""
+    q = layer.self_attn.queries(layer.input_layernorm(x), rotary)
+    k, v = layer.self_attn.keys_and_values(layer.input_layernorm(beside), its)
+    seen = _attended(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask[:, None, None]).transpose(1, 2)
+    return layer.settle(x, seen, dropout)
+
+
 def _run_last(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: float, at: Tensor) -> Tensor:
     """:func:`_run_layer` for the positions ``at`` [B, Q] alone, which look at all of x [B, T, d]; → [B, Q, d]."""
     q, k, v = layer.self_attn.project(layer.input_layernorm(x), rotary)
@@ -255,14 +290,20 @@ def replaced(x: Tensor, at: Tensor, said: Tensor) -> Tensor:
     return x.scatter(1, at[..., None].expand(-1, -1, x.shape[-1]), said.to(x.dtype))
 
 
+def heard_positions(batch: Batch) -> Tensor:
+    """[B, T]: what is audio where layers have roles, as in ``backend.heard_ids``."""
+    return ~batch.is_text | (batch.ids == text.BOS) | (batch.ids == text.BEGIN_AUDIO)
+
+
 def answering(labels: Tensor) -> Tensor | None:
-    """[B, T] labels → [B, Q] consecutive positions that hold every one that is asked for, Q = 3/8 T; None where that is too few.
+    """[B, T] labels → [B, Q] consecutive positions that hold every one that is asked for and the one before it (the end of the audio),
+    Q = 3/8 T; None where that is too few.
 
     Nobody listens to the last layer elsewhere, and most positions are audio. One Q for each T: a new shape is compiled anew.
     """
     t = labels.shape[1]
     q, asked, places = 3 * t // 8, labels != IGNORE, torch.arange(t)
-    first = torch.where(asked, places, t - q).amin(1).clamp(max=t - q)
+    first = (torch.where(asked, places, t - q).amin(1) - 1).clamp(min=0, max=t - q)
     end = torch.where(asked, places, 0).amax(1)
     return None if bool((end - first >= q).any()) else first[:, None] + places[:q]
 

@@ -1,0 +1,301 @@
+"""Layers with roles: audio and text go through layers of their own, on both runtimes, in training, and after any truncation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dragoman.model.backbone import Layer
+from dragoman.model.backend import Ids, heard_ids, next_block
+from dragoman.model.checkpoint import load_model, save_checkpoint
+from dragoman.model.config import AudioConfig, ModelConfig, model_config_from_mapping
+from dragoman.model.errors import CacheError, ConfigError
+from dragoman.model.export import export
+from dragoman.model.onnx_backend import OnnxBackend
+from dragoman.model.torch_backend import TorchBackend
+from dragoman.model.training import text
+from dragoman.model.training.package import Taught, config_of, small_config
+from dragoman.model.training.precision import compute_dtype
+from dragoman.model.training.roles import give_roles, with_roles
+from dragoman.model.training.rows import IGNORE, Batch
+from dragoman.model.training.student import Depths, Student, answering
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from .tiny_models import ROLES, SPECIAL, WINDOW, G, L, noise, randomise, tiny_config, tiny_drafter, tiny_model
+
+BACKEND = TorchBackend(tiny_model(11, tiny_config(**ROLES)), tiny_drafter(12), slack_tokens=40)
+Block = int | list[int]  # so many frames, or tokens
+ROUNDING = 2e-4 if compute_dtype() == torch.float32 else 0.1  # of training's products
+
+
+def reference(backend: TorchBackend, blocks: list[Block]) -> Tensor:
+    """Hidden states [T, d] by whole layers over all positions: what a position may not look at is masked, and what it has no part in is put
+    back. No cache, and nothing is left out."""
+    x, heard = embedded(backend, blocks)
+    n, backbone = len(x), backend.backbone
+    rotary = backbone.rotary(torch.arange(n), x.dtype)
+    causal, turn = torch.ones(n, n).tril().bool(), heard.cumsum(0)  # how many were heard: a window counts only those
+    near = causal & (turn[:, None] - turn < WINDOW) & heard
+    for layer, role in zip(backbone.layers, backbone.config.layer_roles, strict=True):
+        assert isinstance(layer, Layer)
+        h = layer.input_layernorm(x)
+        q, (k, v) = layer.self_attn.queries(h, rotary), layer.self_attn.keys_and_values(h, rotary)
+        seen = {"audio": near, "text": causal & ~heard, "cross": causal & heard}[role]
+        heads = [part.transpose(0, 1)[None] for part in (q, k, v)]
+        found = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=1.0, enable_gqa=True)[0].transpose(0, 1)
+        found = torch.where(seen.any(-1)[:, None, None], found, 0.0)
+        x = torch.where((heard == (role == "audio"))[:, None], layer.settle(x, found), x)
+    return backbone.norm(x)
+
+
+def embedded(backend: TorchBackend, blocks: list[Block]) -> tuple[Tensor, Tensor]:
+    """Inputs [T, d], and which of them are heard [T]."""
+    parts: list[Tensor] = []
+    heard: list[Tensor] = []
+    for place, block in enumerate(blocks):
+        if isinstance(block, int):
+            parts.append(backend.projector(torch.from_numpy(noise(place, block))))
+            heard.append(torch.ones(block, dtype=torch.bool))
+        else:
+            ids = np.array(block)
+            parts.append(backend.embed_ids(ids))
+            heard.append(torch.from_numpy(heard_ids(ids, SPECIAL)))
+    return torch.cat(parts), torch.cat(heard)
+
+
+tokens = st.lists(st.sampled_from([2, 85, 86, *range(3, 40)]), min_size=1, max_size=24)
+block_lists = st.lists(st.one_of(st.integers(1, 30), tokens), min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(blocks=block_lists, undone=st.lists(st.one_of(st.none(), tokens), min_size=8, max_size=8))
+def test_streaming_equals_whole_layers_under_masks(blocks: list[Block], undone: list[list[int] | None]) -> None:
+    """Audio and text in any order, more audio than the window, and runs of text that are taken back in between."""
+    cache, last = BACKEND.new_cache(), None
+    for place, (block, run) in enumerate(zip(blocks, undone, strict=False)):
+        if run is not None and cache.length:
+            mark = cache.length
+            BACKEND.step([(cache, np.array(run))])
+            cache.truncate(mark)
+        if isinstance(block, int):
+            BACKEND.listen([(cache, noise(place, block))])
+        else:
+            (last,) = BACKEND.step([(cache, np.array(block))])
+    final = [*blocks, [86, 11, 12]]
+    (last,) = BACKEND.step([(cache, np.array([86, 11, 12]))])
+    with torch.inference_mode():
+        wanted = reference(BACKEND, final)[-3:]
+    np.testing.assert_allclose(np.stack([np.asarray(state) for state in last.hidden]), wanted.numpy(), atol=2e-4)
+    heard = embedded(BACKEND, final)[1]
+    assert cache.length == len(heard)
+    assert {name: store.ring.length for name, store in cache.stores.items()} == {
+        "audio": int(heard.sum()),
+        "cross": int(heard.sum()),
+        "text": int((~heard).sum()),
+    }
+
+
+def test_what_is_said_while_nothing_was_heard_looks_at_nothing() -> None:
+    cache = BACKEND.new_cache()
+    (step,) = BACKEND.step([(cache, np.array([5, 6]))])
+    assert np.isfinite(step.logprobs).all()
+
+
+def test_streams_of_both_sides_in_one_call() -> None:
+    asked: list[Ids] = [np.array([2, 85, 5]), np.array([7, 8]), np.array([2]), np.array([9, 2, 9])]
+    together, alone = [BACKEND.new_cache() for _ in asked], [BACKEND.new_cache() for _ in asked]
+    for got, cache, ids in zip(BACKEND.step(list(zip(together, asked, strict=True))), alone, asked, strict=True):
+        (wanted,) = BACKEND.step([(cache, ids)])
+        np.testing.assert_allclose(got.logprobs, wanted.logprobs, atol=1e-4)
+        assert got.ids.tolist() == wanted.ids.tolist()
+
+
+def test_a_refused_truncate_changes_nothing() -> None:
+    """The window of audio is deeper than its slack; text alone could go back as far as it likes."""
+    cache = BACKEND.new_cache()
+    BACKEND.listen([(cache, noise(0, 40))])
+    BACKEND.listen([(cache, noise(1, 40))])
+    BACKEND.step([(cache, np.array([5, 6, 7]))])
+    for length in (-1, 84):
+        with pytest.raises(CacheError, match="cannot truncate to .* the cache holds 83"):
+            cache.truncate(length)
+    with pytest.raises(CacheError, match="deeper than the slack"):
+        cache.truncate(20)
+    assert (cache.length, {name: store.ring.length for name, store in cache.stores.items()}) == (83, {"audio": 80, "text": 3, "cross": 80})
+    cache.truncate(81)
+    assert cache.stores["text"].ring.length == 1
+
+
+def test_copies_part_ways() -> None:
+    cache, fresh = BACKEND.new_cache(), BACKEND.new_cache()
+    for each in (cache, fresh):
+        BACKEND.listen([(each, noise(0, 9))])
+    other = cache.copy()
+    BACKEND.step([(other, np.array([86, 9]))])
+    left, right = BACKEND.step([(cache, np.array([86, 7])), (fresh, np.array([86, 7]))])
+    assert left.ids.tolist() == right.ids.tolist() and cache.length == other.length == 11
+
+
+@pytest.mark.parametrize(
+    ("heard", "room", "wanted"), [(None, None, 6), (None, 4, 4), ("110000", None, 2), ("111111", 3, 3), ("011111", 3, 1)]
+)
+def test_one_forward_takes_one_side(heard: str | None, room: int | None, wanted: int) -> None:
+    assert next_block(None if heard is None else np.array([c == "1" for c in heard]), 6, room) == wanted
+
+
+# -- training
+def student(roles: bool = True) -> Student:
+    """A tiny one, with the token ids of training."""
+    kinds = ROLES if roles else {"layer_types": (L, L, G, G, G, G)}
+    backbone = replace(tiny_config().backbone, **kinds, sliding_window=64)  # training looks at rows that are no longer than it
+    made = Student(config_of(asdict(backbone)), Depths(mel=1, features=1, ctc=1, late=2))
+    randomise(made, 3)
+    return made.eval()
+
+
+def batch_of(rows: list[tuple[int, list[int]]], length: int) -> Batch:
+    """Rows of so many frames, and the tokens that follow <audio|><transcribe>, which are asked for one by one."""
+    ids, is_text = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), bool)
+    frames, labels = np.zeros((len(rows), length, 640), np.float32), np.full((len(rows), length), IGNORE)
+    for i, (n, said) in enumerate(rows):
+        tail = [text.END_AUDIO, text.TRANSCRIBE, *said]
+        end = 2 + n + len(tail)
+        ids[i, :2], is_text[i, :2] = (text.BOS, text.BEGIN_AUDIO), True
+        frames[i, 2 : 2 + n] = noise(i, n)
+        ids[i, 2 + n : end], is_text[i, 2 + n : end] = tail, True
+        labels[i, 3 + n : end] = [*said, text.END]
+    empty: Any = torch.zeros(0)
+    made: dict[str, Any] = {name: empty for name in Batch.__dataclass_fields__}
+    made |= {name: torch.from_numpy(value) for name, value in {"ids": ids, "is_text": is_text, "frames": frames, "labels": labels}.items()}
+    return Batch(**made)
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_training_computes_what_a_stream_does(narrow: bool) -> None:
+    """Only where something is asked, or everywhere: at each token the state is that of the runtime, after any frames and padding."""
+    learner, rows = student(), [(30, [20, 21, 22, 23]), (25, [30]), (3, [40, 41, 42, 43, 44])]
+    batch = batch_of(rows, 48)
+    last = answering(batch.labels) if narrow else None
+    assert (last is None) != narrow
+    with torch.inference_mode():
+        states = learner.hidden_states(batch, last=last)
+        said = learner.backbone.norm(states[-1].float())
+    model = replace(tiny_model(), config=learner.config, backbone=learner.backbone, projector=learner.projector)
+    backend = TorchBackend(model)
+    for i, (n, words) in enumerate(rows):
+        cache = backend.new_cache()
+        backend.step([(cache, np.array([text.BOS, text.BEGIN_AUDIO]))])
+        backend.listen([(cache, noise(i, n))])
+        (step,) = backend.step([(cache, np.array([text.END_AUDIO, text.TRANSCRIBE, *words]))])
+        places = torch.arange(48) if last is None else last[i]
+        at = [int((places == place).nonzero()[0, 0]) for place in range(2 + n, 4 + n + len(words))]
+        np.testing.assert_allclose(said[i, at].numpy(), torch.stack(list(step.hidden)).numpy(), atol=ROUNDING)  # type: ignore[arg-type]
+        heard = states[2][i, 2 : 2 + n].float()
+        np.testing.assert_allclose(heard.numpy(), audio_states(backend, i, n), atol=ROUNDING)
+
+
+def audio_states(backend: TorchBackend, seed: int, n: int) -> np.ndarray[Any, Any]:
+    """Behind the layers of audio, before the last norm [n, d]."""
+    kept: list[Tensor] = []
+    handle = backend.backbone.norm.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    cache = backend.new_cache()
+    backend.step([(cache, np.array([text.BOS, text.BEGIN_AUDIO]))])
+    backend.listen([(cache, noise(seed, n))])
+    handle.remove()
+    return kept[-1].numpy()
+
+
+def test_every_weight_of_a_role_learns() -> None:
+    """And what a role does not have is not there: a layer of text has no MLP."""
+    learner = student().train()
+    batch = batch_of([(30, [20, 21, 22, 23]), (25, [30, 31])], 48)
+    x = learner.hidden_states(batch, last=answering(batch.labels))[-1]
+    learner.backbone.norm(x.float()).square().mean().backward()
+    names = {name for name, p in learner.backbone.named_parameters() if p.grad is None or not p.grad.any()}
+    assert names == set()
+    assert not any(name.startswith(("layers.2.mlp", "layers.4.mlp")) for name, _ in learner.backbone.named_parameters())
+
+
+# -- folders
+def graft_folder(folder: Path, hearing: int = 2) -> ModelConfig:
+    """A folder like a graft's: hearing layers, and pairs above them, without roles."""
+    learner = student(roles=False)
+    folder.mkdir()
+    save_checkpoint(folder, learner.backbone, learner.projector)
+    raw = small_config(asdict(learner.config.backbone), Taught(hearing_layers=hearing))
+    (folder / "config.json").write_text(json.dumps(raw))
+    (folder / "tokenizer.json").write_text("{}")
+    return learner.config
+
+
+def test_a_graft_gets_roles(tmp_path: Path) -> None:
+    graft_folder(tmp_path / "graft")
+    give_roles(tmp_path / "graft", tmp_path / "new")
+    old, new = load_model(tmp_path / "graft"), load_model(tmp_path / "new")
+    assert new.config.backbone.layer_roles == ROLES["layer_roles"] and new.config.hearing_layers == 2
+    left, held = old.backbone.state_dict(), new.backbone.state_dict()
+    assert all(torch.equal(left[name], tensor) for name, tensor in held.items())
+    gone = {name.split(".", 2)[2].split(".")[0] for name in left.keys() - held.keys()}
+    assert gone == {"mlp", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
+    with pytest.raises(ConfigError, match="new exists already"):
+        give_roles(tmp_path / "graft", tmp_path / "new")
+    with pytest.raises(ConfigError, match="expected a grafted model without roles"):
+        with_roles(new)
+
+
+@pytest.mark.parametrize("hearing", [0, 1, 6])
+def test_what_is_no_graft_gets_no_roles(tmp_path: Path, hearing: int) -> None:
+    graft_folder(tmp_path / "graft", hearing)
+    with pytest.raises(ConfigError, match=f"hearing_layers is {hearing} of 6 layers and layer_roles \\[\\]; expected a grafted model"):
+        give_roles(tmp_path / "graft", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_graphs_of_roles_hold_each_matrix_once(tmp_path: Path, once: bool) -> None:
+    graft_folder(tmp_path / "graft")
+    give_roles(tmp_path / "graft", tmp_path / "new")
+    export(tmp_path / "new", tmp_path / "new", precision="fp32", once=once)
+    assert {path.name for path in (tmp_path / "new" / "onnx").glob("*.onnx")} == {
+        f"{n}.onnx" for n in ("audio", "text", "head", "projector")
+    }
+    model = load_model(tmp_path / "new")
+    runtimes = [TorchBackend(model), OnnxBackend(tmp_path / "new" / "onnx", model.config)]
+    steps = []
+    for backend in runtimes:
+        cache = backend.new_cache()
+        backend.listen([(cache, noise(0, 20))])
+        steps += backend.step([(cache, np.array([text.END_AUDIO, text.TRANSCRIBE, 20]))])
+    assert steps[0].ids.tolist() == steps[1].ids.tolist()
+    np.testing.assert_allclose(steps[0].logprobs, steps[1].logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        (["audio"] * 5, "expected audio, text or cross for each of 6 layers"),
+        (["audio", "audio", "text", "cross", "text", "speech"], "expected audio, text or cross"),
+        ("audio", "layer_roles is 'audio'"),
+        (["audio", "text", "text", "cross", "text", "cross"], "expected one kind for each role"),
+        (["cross", "cross", "text", "text", "text", "text"], "full attention for cross"),
+    ],
+)
+def test_wrong_roles_are_named(roles: object, message: str) -> None:
+    raw = small_config(asdict(student(roles=False).config.backbone), Taught())
+    raw["dragoman"]["layer_roles"] = roles
+    with pytest.raises(ConfigError, match=message):
+        model_config_from_mapping(raw)
+
+
+def test_roles_go_through_config_json() -> None:
+    config = replace(tiny_config(**ROLES), audio=AudioConfig())
+    again = config_of(json.loads(json.dumps(asdict(config.backbone))))
+    assert again.backbone == config.backbone and "layer_roles" not in small_config(asdict(config.backbone), Taught())["text_config"]
