@@ -49,13 +49,14 @@ class DrawnWriter(GraphWriter):
         self._values = rng.integers(0, 256, DRAWN, dtype=np.uint8)
         self._scales = rng.uniform(0.5, 1.5, DRAWN).astype(np.float32) / np.float32(2**bits / 12**0.5)  # of a standard deviation of 1
 
-    def bits_and_block(self, columns: int) -> tuple[int, int]:
-        bits, usual = super().bits_and_block(columns)
+    @property
+    def bits_and_block(self) -> tuple[int, int]:
+        bits, usual = super().bits_and_block
         return bits, self._block or usual
 
     def quantised(self, weight: Array) -> tuple[Array, Array]:
         n, k = weight.shape
-        bits, block = self.bits_and_block(k)
+        bits, block = self.bits_and_block
         blocks = -(-k // block)
         self._drawn += 1  # every matrix begins elsewhere: ONNX Runtime keeps equal ones only once
         values = np.resize(np.roll(self._values, 4099 * self._drawn), (n, blocks, block * bits // 8))

@@ -22,20 +22,14 @@ from .graph_weights import Place
 
 Precision = Literal["fp32", "int8", "int4"]
 Array = NDArray[Any]
-BITS = {"int8": (8, 128), "int4": (4, 32)}  # bits of a weight, weights for each scale: at most, see ``block_of``
-_LEAST_BLOCK = 32
+# Bits of a weight, weights for each scale. 8 bits hold 64 or 128 as well, but activations share the blocks, and one loud channel is the
+# rounding of all others in its block (bench/NOTES.md).
+BITS = {"int8": (8, 32), "int4": (4, 32)}
 _ROWS = 4096  # quantised at a time: 12B's head alone is 4 GB in fp32
 _OPSET = [("", 21), ("com.microsoft", 1)]
 _IR_VERSION = 10
 _PAGE = 4096  # weights begin on a page, so that a runtime may map them
 _MICROSOFT = {"MatMulNBits", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"}
-
-
-def block_of(columns: int, most: int) -> int:
-    """Weights for each scale in rows of ``columns``: half or a quarter of ``most`` where that fills whole blocks and it does not. A row of
-    320 is five blocks of 64, and would be padded to 384 in blocks of 128; where nothing fits (tiny models) it is ``most``."""
-    fitting = (block for block in (most, most // 2, most // 4) if block >= _LEAST_BLOCK and columns % block == 0)
-    return next(fitting, most)
 
 
 def quantise(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
@@ -140,7 +134,7 @@ class GraphWriter:
             stored = self.weight(weight.T)
             self._place(Place(f"{self.path.stem}.data", (n, k), 32, self._begins[stored], strides=(4, 4 * n)), rows or {})
             return self.op("MatMul", x, stored)
-        bits, block = self.bits_and_block(k)
+        bits, block = self.bits_and_block
         values, scales = (self.weight(part) for part in self.quantised(weight))
         place = Place(f"{self.path.stem}.data", (n, k), bits, self._begins[values], scales=self._begins[scales], block=block)
         self._place(place, rows or {})
@@ -152,13 +146,13 @@ class GraphWriter:
             self.places[name] = whole.rows(first, count)
             first += count
 
-    def bits_and_block(self, columns: int) -> tuple[int, int]:
-        bits, most = BITS[self.precision]
-        return bits, block_of(columns, most)
+    @property
+    def bits_and_block(self) -> tuple[int, int]:
+        return BITS[self.precision]
 
     def quantised(self, weight: Array) -> tuple[Array, Array]:
         """Values and scales of a linear layer, as ``quantise`` has them; bench/full_size.py draws them instead."""
-        return quantise(weight, *self.bits_and_block(weight.shape[1]))
+        return quantise(weight, *self.bits_and_block)
 
     def rms_norm(self, x: str, weight: Array, eps: float) -> str:
         """x / rms(x) * weight over the last axis; fp32 inside."""

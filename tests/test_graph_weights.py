@@ -22,7 +22,7 @@ from dragoman.model.export import export  # noqa: E402
 from dragoman.model.graph_weights import Place, places, read  # noqa: E402
 from dragoman.model.load import load  # noqa: E402
 from dragoman.model.onnx_backend import OnnxBackend  # noqa: E402
-from dragoman.model.onnx_writer import BITS, block_of  # noqa: E402
+from dragoman.model.onnx_writer import BITS  # noqa: E402
 from dragoman.model.torch_backend import TorchBackend  # noqa: E402
 
 from .test_checkpoint import save, shard  # noqa: E402
@@ -70,7 +70,7 @@ def furthest(name: str, weight: torch.Tensor, precision: str) -> np.ndarray:
         return np.zeros_like(w)
     if name == TABLE:  # float16
         return np.maximum(np.abs(w) * 2.0**-11, 2.0**-25)
-    bits, block = BITS[precision][0], block_of(w.shape[1], BITS[precision][1])
+    bits, block = BITS[precision]
     padded = np.pad(np.abs(w), ((0, 0), (0, -w.shape[1] % block))).reshape(len(w), -1, block)
     step = np.repeat(padded.max(-1) / 2 ** (bits - 1), block, axis=1)[:, : w.shape[1]]
     top = np.abs(w) > (2 ** (bits - 1) - 0.5) * step  # there is one whole number less above zero than below it
