@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .backend import Floats
@@ -9,14 +11,16 @@ from .config import SAMPLE_RATE
 from .decoder import Hypothesis, hypothesis
 from .errors import TaskError
 from .load import Loaded
+from .loops import MOST_AFTER_LOOP, find_loop
 from .prompt import Task
 from .work import Append, Job, Listen
 
 TOKENS_PER_S = 10.0  # nobody speaks faster; a loop stops here
+LOOP_TOKENS, LOOP_COPIES = 12, 3  # what is cut as a repetition, as in a session (stream/config.py, GuardOptions)
 
 
 def transcribe_job(loaded: Loaded, samples: Floats, trailing_s: float = 0.3, *, max_draft: int = 0) -> Job[Hypothesis]:
-    """One whole clip: prompt, all frames, one hypothesis.
+    """One whole clip: prompt, all frames, one hypothesis, cut where it begins to repeat itself.
 
     ``trailing_s`` of faint noise follows the clip, as a live stream goes on after the last word. ``max_draft``: tokens
     of one draft; they change the speed alone.
@@ -27,7 +31,9 @@ def transcribe_job(loaded: Loaded, samples: Floats, trailing_s: float = 0.3, *, 
     yield Listen(cache, frames)
     limit = 8 + int(len(samples) / SAMPLE_RATE * TOKENS_PER_S + trailing_s * TOKENS_PER_S)
     tail = loaded.prompts.tail(task)
-    return (yield from hypothesis(cache, tail, (), (), stop=loaded.prompts.stop, limit_tokens=limit, max_draft=max_draft))
+    found = yield from hypothesis(cache, tail, (), (), stop=loaded.prompts.stop, limit_tokens=limit, max_draft=max_draft)
+    cut = find_loop(found.ids, LOOP_TOKENS, LOOP_COPIES, most_after=MOST_AFTER_LOOP if found.stopped else None)
+    return found if cut is None else replace(found, ids=found.ids[:cut], logprobs=found.logprobs[:cut])
 
 
 def _frames(loaded: Loaded, samples: Floats, trailing_s: float = 0.3) -> Floats:

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..model.config import SpecialIds
+from ..model.loops import MOST_AFTER_LOOP, find_loop
 from ..model.tokenizer import Tokenizer
 from .answers import Doubt, doubt, echoes
 
 _CHANNEL_NAMES = ("<|channel>", "<channel|>")  # what stands between them is thought, and not said
 _CONTROL_NAMES = ("<|turn>", "<turn|>", *_CHANNEL_NAMES, "<|think|>", "<|transcribe|>")
-_LONGEST_PERIOD_TOKENS = 24
-_MOST_AFTER_LOOP = 2  # tokens behind a repetition, as a full stop, with which a hypothesis still ends in it
 
 
 @dataclass(slots=True)
@@ -83,7 +82,7 @@ class Guards:
         elif not stopped:
             self.counts.capped += 1
         # Who has gone on to something else was not stuck: people say a thing three times, too.
-        cut = find_loop([*committed, *ids[:kept]], self._loop_tokens, self._loop_copies, most_after=_MOST_AFTER_LOOP if stopped else None)
+        cut = find_loop([*committed, *ids[:kept]], self._loop_tokens, self._loop_copies, most_after=MOST_AFTER_LOOP if stopped else None)
         if cut is None:
             return kept, False
         self.counts.loops += 1
@@ -95,27 +94,6 @@ class Guards:
         found = "echo" if echoes(text, carried) else doubt(text, language=self._language, audio_s=audio_s, words_per_second=speed)
         self.counts.answers += found is not None
         return found
-
-
-def find_loop(ids: Sequence[int], least_tokens: int, least_copies: int, *, most_after: int | None = None) -> int | None:
-    """Where a repetition should be cut: after its first copy. None if there is none.
-
-    A loop is a period of p tokens repeated at least ``least_copies`` times over at least ``least_tokens`` tokens in all, so that
-    "no, no, no" is none, but a sentence said three times is. ``most_after``: with more tokens than that behind it, it is none either.
-    """
-    cuts: list[int] = []
-    for period in range(1, min(_LONGEST_PERIOD_TOKENS, len(ids) // least_copies) + 1):
-        needed = max(least_copies * period, least_tokens) - period  # tokens that must equal the one a period before
-        run = 0
-        for place in range(period, len(ids) + 1):
-            if place < len(ids) and ids[place] == ids[place - period]:
-                run += 1
-                continue
-            if run >= needed and (most_after is None or len(ids) - place <= most_after):
-                cuts.append(place - run)
-                break
-            run = 0
-    return min(cuts) if cuts else None
 
 
 def channel_ids(tokenizer: Tokenizer) -> tuple[int, int] | None:

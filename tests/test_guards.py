@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from dragoman.stream.guards import Guards, channel_ids, find_loop, special_ids
+from dragoman.model.loops import find_loop
+from dragoman.stream.guards import Guards, channel_ids, special_ids
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -34,6 +34,7 @@ BELOW = {
         "model.prompt",
         "model.tokenizer",
         "model.load",
+        "model.loops",
         "model.offline",
         "model.scoring",
         "model.store",

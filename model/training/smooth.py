@@ -71,9 +71,7 @@ class Loudness:
     def measured(self) -> Generator[None]:
         # Queries and keys may be made of different positions (layers with roles): each product counts what it is given.
         hooks = [
-            linear.register_forward_pre_hook(partial(self._hear, i))
-            for i, place in enumerate(self._places)
-            for linear in place.behind
+            linear.register_forward_pre_hook(partial(self._hear, i)) for i, place in enumerate(self._places) for linear in place.behind
         ]
         try:
             yield

@@ -1,0 +1,29 @@
+"""Repetitions: what a language model writes when it has lost the thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_LONGEST_PERIOD_TOKENS = 24
+MOST_AFTER_LOOP = 2  # tokens behind a repetition, as a full stop, with which a hypothesis still ends in it
+
+
+def find_loop(ids: Sequence[int], least_tokens: int, least_copies: int, *, most_after: int | None = None) -> int | None:
+    """Where a repetition should be cut: after its first copy. None if there is none.
+
+    A loop is a period of p tokens repeated at least ``least_copies`` times over at least ``least_tokens`` tokens in all, so that
+    "no, no, no" is none, but a sentence said three times is. ``most_after``: with more tokens than that behind it, it is none either.
+    """
+    cuts: list[int] = []
+    for period in range(1, min(_LONGEST_PERIOD_TOKENS, len(ids) // least_copies) + 1):
+        needed = max(least_copies * period, least_tokens) - period  # tokens that must equal the one a period before
+        run = 0
+        for place in range(period, len(ids) + 1):
+            if place < len(ids) and ids[place] == ids[place - period]:
+                run += 1
+                continue
+            if run >= needed and (most_after is None or len(ids) - place <= most_after):
+                cuts.append(place - run)
+                break
+            run = 0
+    return min(cuts) if cuts else None
