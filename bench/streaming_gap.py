@@ -19,7 +19,7 @@ import numpy as np
 from dragoman.model.backend import Floats
 from dragoman.model.config import SAMPLE_RATE
 from dragoman.model.load import Loaded, load
-from dragoman.model.offline import transcribe_job
+from dragoman.model.offline import transcribe_job, transcript
 from dragoman.model.scoring import word_errors
 from dragoman.model.store import Clip, Store
 from dragoman.model.work import run
@@ -79,7 +79,7 @@ def main() -> None:
         clips = [clip for clip in store.clips if clip.split == split][: given.limit]
         waves = [followed(store.samples(clip)) for clip in clips]
         heard = [decisions(wave, make_vad("silero")) for wave in waves]
-        whole = [loaded.tokenizer.decode(run(loaded.backend, transcribe_job(loaded, wave, 0.0)).ids).strip() for wave in waves]
+        whole = [transcript(loaded, run(loaded.backend, transcribe_job(loaded, wave, 0.0))) for wave in waves]
         print(f"{split}: {len(clips)} clips\n{'whole clip, one hypothesis':52} {word_errors([clip.text for clip in clips], whole)}")
         finals: list[list[Final]] = []
         for step in STEPS:

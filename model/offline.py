@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from .backend import Floats
@@ -20,7 +18,7 @@ LOOP_TOKENS, LOOP_COPIES = 12, 3  # what is cut as a repetition, as in a session
 
 
 def transcribe_job(loaded: Loaded, samples: Floats, trailing_s: float = 0.3, *, max_draft: int = 0) -> Job[Hypothesis]:
-    """One whole clip: prompt, all frames, one hypothesis, cut where it begins to repeat itself.
+    """One whole clip: prompt, all frames, one hypothesis.
 
     ``trailing_s`` of faint noise follows the clip, as a live stream goes on after the last word. ``max_draft``: tokens
     of one draft; they change the speed alone.
@@ -31,9 +29,13 @@ def transcribe_job(loaded: Loaded, samples: Floats, trailing_s: float = 0.3, *, 
     yield Listen(cache, frames)
     limit = 8 + int(len(samples) / SAMPLE_RATE * TOKENS_PER_S + trailing_s * TOKENS_PER_S)
     tail = loaded.prompts.tail(task)
-    found = yield from hypothesis(cache, tail, (), (), stop=loaded.prompts.stop, limit_tokens=limit, max_draft=max_draft)
+    return (yield from hypothesis(cache, tail, (), (), stop=loaded.prompts.stop, limit_tokens=limit, max_draft=max_draft))
+
+
+def transcript(loaded: Loaded, found: Hypothesis) -> str:
+    """The text of a whole clip's hypothesis, cut where it begins to repeat itself."""
     cut = find_loop(found.ids, LOOP_TOKENS, LOOP_COPIES, most_after=MOST_AFTER_LOOP if found.stopped else None)
-    return found if cut is None else replace(found, ids=found.ids[:cut], logprobs=found.logprobs[:cut])
+    return loaded.tokenizer.decode(found.ids[:cut]).strip()
 
 
 def _frames(loaded: Loaded, samples: Floats, trailing_s: float = 0.3) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..model.config import SAMPLE_RATE
 from ..model.load import Loaded
-from ..model.offline import transcribe_job
+from ..model.offline import transcribe_job, transcript
 from ..model.scoring import WordErrors, word_errors
 from ..model.work import run
 from .config import SessionOptions
@@ -158,7 +158,7 @@ class Bench:
         texts: list[str] = []
         for clip in clips:
             found = run(self._loaded.backend, transcribe_job(self._loaded, clip.read()))
-            texts.append(self._loaded.tokenizer.decode(found.ids).strip())
+            texts.append(transcript(self._loaded, found))
             advance(clip.duration_s)
         return texts
 

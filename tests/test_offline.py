@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dragoman.model.load import Loaded
-from dragoman.model.offline import LOOP_COPIES, LOOP_TOKENS, transcribe_job
+from dragoman.model.offline import LOOP_COPIES, LOOP_TOKENS, transcribe_job, transcript
 from dragoman.model.work import run
 from dragoman.stream.config import GuardOptions
 
@@ -16,8 +16,7 @@ def said(text: str, seconds: float = 20.0) -> str:
     backend = ScriptedBackend(lambda loudness: text)
     loaded = Loaded(backend, backend.tokenizer, backend.prompts)  # type: ignore[arg-type]
     found = run(backend, transcribe_job(loaded, np.zeros(int(seconds * 16_000), np.float32)))  # type: ignore[arg-type]
-    assert len(found.ids) == len(found.logprobs)
-    return backend.tokenizer.decode(found.ids).strip()
+    return transcript(loaded, found)
 
 
 def test_the_limits_are_a_sessions() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
+from dragoman.model.backend import heard_ids  # noqa: E402
 from dragoman.model.checkpoint import load_model, save_checkpoint  # noqa: E402
 from dragoman.model.config import model_config_from_mapping  # noqa: E402
 from dragoman.model.torch_backend import TorchBackend, TorchCache  # noqa: E402
@@ -78,12 +79,14 @@ def prompt(kind: str, seed: int) -> list[Piece]:
 def feed(backend: TorchBackend, cache: TorchCache, piece: Piece) -> torch.Tensor:
     """Append one piece; logits [n, vocab] of all its positions, by the level below the seam."""
     if piece.frames is not None:
-        states = backend._append_in_blocks([(cache, backend.projector(backend._floats(piece.frames)))])
+        heard = np.ones(len(piece.frames), np.bool_)
+        states = backend._append_in_blocks([(cache, backend.projector(backend._floats(piece.frames)))], [heard])
     elif piece.patches is not None:
         assert backend.vision is not None
         states = backend.hidden_states([(cache, backend.vision(backend._floats(piece.patches)))], both_ways=True)
     else:
-        states = backend._append_in_blocks([(cache, backend.embed_ids(np.array(piece.ids)))])
+        ids = np.array(piece.ids)
+        states = backend._append_in_blocks([(cache, backend.embed_ids(ids))], [heard_ids(ids, backend.config.special)])
     return backend.backbone.logits(states[0])
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from ..load import Loaded, load
-from ..offline import transcribe_job, translate_job
+from ..offline import transcribe_job, transcript, translate_job
 from ..scoring import WordErrors, word_errors
 from ..store import Clip, Store
 from ..work import run_together
@@ -42,7 +42,7 @@ def offline(loaded: Loaded, store: Store, clips: Sequence[Clip], *, batch: int =
         waves = [noisy(store, clips[i], noise_db) for i in group]
         found = run_together(loaded.backend, [transcribe_job(loaded, wave) for wave in waves])
         for i, hypo in zip(group, found, strict=True):
-            texts[i] = loaded.tokenizer.decode(hypo.ids).strip()
+            texts[i] = transcript(loaded, hypo)
     return texts
 
 
