@@ -34,9 +34,8 @@ def forwards(backend: Backend) -> dict[str, Callable[[], None]]:
     for n in FRAMES:
         made[f"{n} frames"] = taken_back(cache, lambda n=n: backend.listen([(cache, heard[:n])]))
     for n in TOKENS:
-        ids = rng.integers(low + 100, config.backbone.vocab_size, n + 2)
-        ids[0] = config.special.end_of_audio
-        made[f"{n} tokens"] = taken_back(cache, lambda ids=ids, n=n: backend.step([(cache, ids[-n:])], wanted=[n]))
+        ids = rng.integers(low + 100, config.backbone.vocab_size, n)
+        made[f"{n} tokens"] = taken_back(cache, lambda ids=ids, n=n: backend.step([(cache, ids)], wanted=[n]))
     return made
 
 

@@ -48,6 +48,11 @@ class BackboneConfig:
         """Where each layer's keys and values are kept: with those of its role, or of its kind if layers have no roles."""
         return self.layer_roles or self.layer_types
 
+    @property
+    def homes(self) -> tuple[tuple[str, int], ...]:
+        """Of each layer: its store, and which one of that store's layers it is."""
+        return tuple((name, self.stores[:layer].count(name)) for layer, name in enumerate(self.stores))
+
     def store_of(self, kind: str) -> str:
         """The store that the drafter reads for its layers of a kind: the last one of that kind that holds text, if there is one."""
         own = [store for store, k in zip(self.stores, self.layer_types, strict=True) if k == kind]
@@ -72,10 +77,6 @@ class BackboneConfig:
     def last_layer_of(self, kind: str) -> int:
         """Index of the last layer of a kind: the one whose keys and values the drafter reads."""
         return max(i for i, layer_type in enumerate(self.layer_types) if layer_type == kind)
-
-    def layers_of(self, store: str) -> tuple[int, ...]:
-        """The layers whose keys and values a store holds: all of one size."""
-        return tuple(i for i, name in enumerate(self.stores) if name == store)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ class OnnxBackend:
         self._outputs = {name: [output.name for output in graph.get_outputs()] for name, graph in self._graphs.items()}
         self.spec = ModelSpec(name, config, max_draft=0 if self._drafter is None else max_draft, together=False, threads=busy)
         stores = config.backbone.stores
-        homes = {str(layer): (name, stores[:layer].count(name)) for layer, name in enumerate(stores)}
+        homes = {str(layer): home for layer, home in enumerate(config.backbone.homes)}
         # The layers whose cache each graph looks at; where there are roles text looks at all but those of audio.
         self._layers = {
             name: {layer: home for layer, home in homes.items() if not roles or (home[0] == AUDIO) == (name == AUDIO)}

@@ -93,8 +93,7 @@ class TorchBackend:
         self._table = self.backbone.embed_tokens.weight
         threads = torch.get_num_threads() if self._table.device.type == "cpu" else 0
         self.spec = ModelSpec(name, model.config, max_draft=0 if drafter is None else max_draft, threads=threads)
-        stores = model.config.backbone.stores  # a layer's home: its store, and which one of its layers it is
-        self._home = [(name, stores[:layer].count(name)) for layer, name in enumerate(stores)]
+        self._home = model.config.backbone.homes
         if drafter is not None:
             check_fit(model.config.backbone, drafter.config)
 
