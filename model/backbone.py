@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import AUDIO, CROSS, TEXT, BackboneConfig
+from .config import AUDIO, CROSS, TEXT, BackboneConfig, PlainLayers
 
 Attend = Callable[[int, Tensor, Tensor | None, Tensor | None], Tensor]
 Remember = Callable[[int, Tensor, Tensor], None]  # layer, k, v
@@ -39,6 +39,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+def _norm(width: int, eps: float, *, there: bool) -> nn.Module:
+    """A norm of Gemma's that plain layers do without (``config.PlainLayers``)."""
+    return RMSNorm(width, eps) if there else nn.Identity()
 
 
 def rotary_frequencies(config: BackboneConfig, kind: str) -> Tensor:
@@ -66,15 +71,17 @@ class Attention(nn.Module):
         super().__init__()
         d, self.dim = config.hidden_size, config.dim(layer)
         self.kind, self.eps = config.layer_types[layer], config.rms_norm_eps
-        wide, narrow = config.num_attention_heads * self.dim, config.kv_heads(layer) * self.dim
+        self.plain = config.plain_layer(layer) is not None
+        self.turns = not (self.plain and config.layer_roles[layer] == CROSS)
+        wide, narrow = config.heads(layer) * self.dim, config.kv_heads(layer) * self.dim
         self.q_proj = nn.Linear(d, wide, bias=False)
-        self.o_proj = nn.Linear(wide, d, bias=False)
-        self.q_norm = RMSNorm(self.dim, self.eps)
+        self.o_proj = nn.Linear(wide, d, bias=self.plain)
+        self.q_norm = _norm(self.dim, self.eps, there=not self.plain)
         self.queries_only = queries_only
         self.shares_v = config.attention_k_eq_v and not config.is_sliding(layer)
         if not queries_only:
             self.k_proj = nn.Linear(d, narrow, bias=False)
-            self.k_norm = RMSNorm(self.dim, self.eps)
+            self.k_norm = _norm(self.dim, self.eps, there=not self.plain)
             if not self.shares_v:
                 self.v_proj = nn.Linear(d, narrow, bias=False)
 
@@ -83,28 +90,32 @@ class Attention(nn.Module):
         return (q, None, None) if self.queries_only else (q, *self.keys_and_values(h, rotary))
 
     def queries(self, h: Tensor, rotary: Rotary) -> Tensor:
-        return rotate(self.q_norm(self._heads(self.q_proj(h))), rotary[self.kind])
+        return self._turned(self.q_norm(self._heads(self.q_proj(h))), rotary)
 
     def keys_and_values(self, h: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         raw = self._heads(self.k_proj(h))
         # A full layer's V is the K projection BEFORE k_norm and rotation; V has its own norm, without a weight.
-        v = rms_norm(raw if self.shares_v else self._heads(self.v_proj(h)), None, self.eps)
-        return rotate(self.k_norm(raw), rotary[self.kind]), v
+        v = raw if self.shares_v else self._heads(self.v_proj(h))
+        return self._turned(self.k_norm(raw), rotary), v if self.plain else rms_norm(v, None, self.eps)
+
+    def _turned(self, x: Tensor, rotary: Rotary) -> Tensor:
+        return rotate(x, rotary[self.kind]) if self.turns else x
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.dim)
 
 
 class MLP(nn.Module):
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, plain: PlainLayers | None = None) -> None:
         super().__init__()
-        d, wide = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(d, wide, bias=False)
-        self.up_proj = nn.Linear(d, wide, bias=False)
-        self.down_proj = nn.Linear(wide, d, bias=False)
+        d, wide, self.plain = config.hidden_size, (plain or config).intermediate_size, plain is not None
+        self.gate_proj = nn.Linear(d, wide, bias=self.plain)
+        self.up_proj = nn.Linear(d, wide, bias=self.plain)
+        self.down_proj = nn.Linear(wide, d, bias=self.plain)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+        gate = self.gate_proj(x)
+        return self.down_proj((F.silu(gate) if self.plain else F.gelu(gate, approximate="tanh")) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -116,13 +127,14 @@ class Layer(nn.Module):
         self.index = layer
         self.role = config.layer_roles[layer] if config.layer_roles else None
         self.self_attn = Attention(config, layer, queries_only=queries_only)
+        plain = config.plain_layer(layer)
         self.input_layernorm = RMSNorm(d, eps)
-        self.post_attention_layernorm = RMSNorm(d, eps)
+        self.post_attention_layernorm = _norm(d, eps, there=plain is None)
         self.has_mlp = self.role != TEXT
         if self.has_mlp:
-            self.mlp = MLP(config)
+            self.mlp = MLP(config, plain)
             self.pre_feedforward_layernorm = RMSNorm(d, eps)
-            self.post_feedforward_layernorm = RMSNorm(d, eps)
+            self.post_feedforward_layernorm = _norm(d, eps, there=plain is None)
         self.register_buffer("layer_scalar", torch.ones(1))
 
     def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:

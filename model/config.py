@@ -21,6 +21,16 @@ AUDIO, TEXT, CROSS = "audio", "text", "cross"
 
 
 @dataclass(frozen=True, slots=True)
+class PlainLayers:
+    """Layers of TEXT and CROSS that are not Gemma's but those of a plain pre-norm decoder (BackboneConfig.plain): a norm before each half
+    and none behind it, none of queries, keys and values; biases behind attention and in the MLP, whose gate is SiLU; nothing turns in a
+    CROSS layer. All their heads have keys of their own, of ``global_head_dim``."""
+
+    num_attention_heads: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class BackboneConfig:
     """A Gemma 4 decoder stack (``gemma4_unified_text``); the drafter is one too."""
 
@@ -42,6 +52,7 @@ class BackboneConfig:
     final_logit_softcapping: float | None = 30.0
     pad_token_id: int = 0
     layer_roles: tuple[str, ...] = ()  # AUDIO | TEXT | CROSS, one for each layer; none (Gemma 4): every position goes through every layer
+    plain: PlainLayers | None = None  # what layers of TEXT and CROSS are; None: Gemma's
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -65,7 +76,17 @@ class BackboneConfig:
     def is_sliding(self, layer: int) -> bool:
         return self.layer_types[layer] == "sliding_attention"
 
+    def plain_layer(self, layer: int) -> PlainLayers | None:
+        return self.plain if self.layer_roles and self.layer_roles[layer] != AUDIO else None
+
+    def heads(self, layer: int) -> int:
+        """Of queries."""
+        plain = self.plain_layer(layer)
+        return self.num_attention_heads if plain is None else plain.num_attention_heads
+
     def kv_heads(self, layer: int) -> int:
+        if (plain := self.plain_layer(layer)) is not None:
+            return plain.num_attention_heads
         if self.is_sliding(layer) or not self.attention_k_eq_v:
             return self.num_key_value_heads
         return self.num_global_key_value_heads
@@ -148,7 +169,7 @@ class ModelConfig:
     longest_segment_s: float = 12.0  # beyond it a segment is ended and a new trunk begins
     longest_positions: int | None = None  # the same for prompt, audio and tail together, in positions; None: any number
     targets: tuple[str, ...] = ()  # languages that a model of format "tokens" was taught to translate into, ISO 639-1; "gemma4" knows all
-    hearing_layers: int = 0  # below upper ones that began as a published decoder's: training holds what joins the two; 0: there are none
+    hearing_layers: int = 0  # of v3 and v4, which were grafts; other models: 0
     hearing_delay_ms: int = 0  # how long after a sound the model writes what it was; word times are earlier by this much
 
 
@@ -176,6 +197,7 @@ _OWN_KEYS = {
     "hearing_delay_ms",
     "hearing_layers",
     "layer_roles",
+    "plain_layers",
 }
 
 
@@ -200,7 +222,7 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError(f"targets is {targets!r} in section 'dragoman', expected a list of languages as in [\"de\"]")
     backbone = _backbone(_need(raw, "text_config"))
     return ModelConfig(
-        backbone=replace(backbone, layer_roles=_roles(own.pop("layer_roles", []), backbone)),
+        backbone=_with_roles(backbone, own.pop("layer_roles", []), own.pop("plain_layers", None)),
         audio=AudioConfig(
             frame_samples=int(audio_raw.get("audio_embed_dim", 640)),
             rms_norm_eps=float(audio_raw.get("rms_norm_eps", 1e-6)),
@@ -210,6 +232,18 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
         targets=tuple(cast("list[str]", targets)),
         **own,
     )
+
+
+def _with_roles(backbone: BackboneConfig, given: Any, plain: Any) -> BackboneConfig:
+    roles = _roles(given, backbone)
+    if plain is None:
+        return replace(backbone, layer_roles=roles)
+    sizes = cast("dict[str, Any]", plain) if isinstance(plain, dict) else {}
+    if set(sizes) != set(PlainLayers.__dataclass_fields__) or not all(isinstance(size, int) and size > 0 for size in sizes.values()):
+        raise ConfigError(f"plain_layers is {plain!r} in section 'dragoman', expected {' and '.join(PlainLayers.__dataclass_fields__)}")
+    if not roles or backbone.attention_k_eq_v:
+        raise ConfigError("plain_layers in section 'dragoman' needs layer_roles, and attention_k_eq_v to be false")
+    return replace(backbone, layer_roles=roles, plain=PlainLayers(**sizes))
 
 
 def _roles(given: Any, backbone: BackboneConfig) -> tuple[str, ...]:

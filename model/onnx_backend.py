@@ -74,6 +74,7 @@ class OnnxBackend:
         self.spec = ModelSpec(name, config, max_draft=0 if self._drafter is None else max_draft, together=False, threads=busy)
         stores = config.backbone.stores
         homes = {str(layer): home for layer, home in enumerate(config.backbone.homes)}
+        self._groups = {name: config.backbone.heads(i) // config.backbone.kv_heads(i) for i, name in enumerate(stores)}
         # The layers whose cache each graph looks at; where there are roles text looks at all but those of audio.
         self._layers = {
             name: {layer: home for layer, home in homes.items() if not roles or (home[0] == AUDIO) == (name == AUDIO)}
@@ -173,7 +174,9 @@ class OnnxBackend:
         for store_name in dict.fromkeys(home for home, _ in self._layers[name].values()):
             store = cache.stores[store_name]
             if store_name in taking:
-                mask = self._mask(store, store.ring.length, count, new=count, both_ways=both_ways and store_name == SLIDING)
+                mask = self._mask(
+                    store, self._groups[store_name], store.ring.length, count, new=count, both_ways=both_ways and store_name == SLIDING
+                )
                 inputs[f"split.{store_name}"] = np.array([store.slots, count], dtype=np.int64)
             else:  # text looks at all audio
                 mask = np.where(np.arange(store.slots) < store.ring.slots_used, np.float32(0), _LOWEST)[None]
@@ -192,7 +195,9 @@ class OnnxBackend:
         cache.reserve(0)
         # A sliding layer sees the whole last window: the token drafted from is not in the cache yet.
         stores = {kind: cache.stores[name] for kind, (name, _) in self._last.items()}
-        masks = {f"mask.{kind}": self._mask(store, store.ring.length - 1, 1) for kind, store in stores.items()}
+        masks = {
+            f"mask.{kind}": self._mask(store, self._groups[self._last[kind][0]], store.ring.length - 1, 1) for kind, store in stores.items()
+        }
         fixed = {**masks, "positions": np.array([cache.length], dtype=np.int64)}
         guesses: list[int] = []
         state = hidden[None]
@@ -222,9 +227,9 @@ class OnnxBackend:
             raise BackendError(f"ONNX Runtime could not run {name}.onnx: {error}") from error
         return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
-    def _mask(self, store: Store, first: int, count: int, *, new: int = 0, both_ways: bool = False) -> Floats:
-        """[g * count, S + new]: 0 where the query at first + i may look, LOWEST elsewhere; the new positions stand behind the slots."""
-        heads = self.config.backbone.num_attention_heads // store.keys.shape[1]
+    def _mask(self, store: Store, heads: int, first: int, count: int, *, new: int = 0, both_ways: bool = False) -> Floats:
+        """[heads * count, S + new]: 0 where the query at first + i may look, LOWEST elsewhere; the new positions stand behind the slots.
+        ``heads``: of queries for each key head."""
         mask = np.full((heads, count, store.slots + new), _LOWEST, dtype=np.float32)
         ring = store.ring
         old = 0 if ring.sees_all(first, count) else np.where(ring.visible(first, count), np.float32(0), _LOWEST)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .backbone import Attention, Backbone, Layer, rotary_frequencies
+from .backbone import Attention, Backbone, Layer, RMSNorm, rotary_frequencies
 from .config import AUDIO, CROSS, SpecialIds
 from .drafter import Drafter
 from .onnx_writer import Array, GraphWriter
@@ -35,7 +35,8 @@ def array(weight: Tensor) -> Array:
 
 def _linear(g: GraphWriter, x: str, name: str, layer: nn.Linear) -> str:
     """``name``: what its module calls the layer."""
-    return g.linear(x, array(layer.weight), {f"{name}.weight": layer.out_features})
+    y = g.linear(x, array(layer.weight), {f"{name}.weight": layer.out_features})
+    return y if layer.bias is None else g.op("Add", y, g.constant(array(layer.bias)))  # pyright: ignore[reportUnnecessaryComparison]
 
 
 def _ones(width: int) -> Array:
@@ -177,20 +178,25 @@ def _norm(g: GraphWriter, x: str, weight: Tensor, eps: float) -> str:
     return g.rms_norm(x, array(weight), eps)
 
 
+def _norm_behind(g: GraphWriter, x: str, norm: nn.Module) -> str:
+    return _norm(g, x, norm.weight, norm.eps) if isinstance(norm, RMSNorm) else x
+
+
 def _write_layer(g: GraphWriter, layer: Layer, x: str, shared: _Inputs, cache: tuple[str, str]) -> tuple[str, tuple[str, str] | None]:
     """→ x [n, d] after the layer; its new keys [Hkv, D, n] and values [Hkv, n, D]."""
     attention, name = layer.self_attn, f"layers.{layer.index}"
     eps = attention.eps
     q, new = _project(g, layer, _norm(g, x, layer.input_layernorm.weight, eps), shared)
     seen = _linear(g, _attend(g, attention, q, new, shared, cache), f"{name}.self_attn.o_proj", attention.o_proj)
-    seen = _norm(g, seen, layer.post_attention_layernorm.weight, eps)
+    seen = _norm_behind(g, seen, layer.post_attention_layernorm)
     if layer.has_mlp:
         mlp, before = layer.mlp, g.constant(array(layer.pre_feedforward_layernorm.weight))
         h, _, _, x = g.ops("SkipSimplifiedLayerNormalization", seen, x, before, outputs=4, epsilon=eps)  # the sum, and its norm
         gate = _linear(g, h, f"{name}.mlp.gate_proj", mlp.gate_proj)  # one product with the next, cut in two, would copy both
         up = _linear(g, h, f"{name}.mlp.up_proj", mlp.up_proj)
-        down = _linear(g, g.op("Mul", g.op("Gelu", gate, approximate="tanh"), up), f"{name}.mlp.down_proj", mlp.down_proj)
-        seen = _norm(g, down, layer.post_feedforward_layernorm.weight, eps)
+        opened = g.op("QuickGelu", gate, alpha=1.0) if mlp.plain else g.op("Gelu", gate, approximate="tanh")  # x · σ(α x) is SiLU
+        down = _linear(g, g.op("Mul", opened, up), f"{name}.mlp.down_proj", mlp.down_proj)
+        seen = _norm_behind(g, down, layer.post_feedforward_layernorm)
     x = g.op("Add", x, seen)
     scalar = array(layer.layer_scalar)
     return x if scalar.item() == 1.0 else g.op("Mul", x, g.constant(scalar)), new
@@ -204,15 +210,14 @@ def _project(g: GraphWriter, layer: Layer, h: str, shared: _Inputs) -> tuple[str
     heads = attention.q_proj.weight.shape[0] // dim
     weights = {f"{name}.q_proj.weight": attention.q_proj.weight}
     if attention.queries_only or layer.role == CROSS:
-        normed = _heads(g, h, weights, dim, attention.eps)
-        q = _turn(g, normed, attention.q_norm.weight.expand(heads, -1), shared)
+        q = _turn(g, attention, _heads(g, attention, h, weights), heads, _gains(attention.q_norm, heads), shared)
         return g.op("Reshape", q, g.ints(keys, -1, dim)), None
-    normed = _heads(g, h, weights | _key_weights(attention, name), dim, attention.eps)
+    normed = _heads(g, attention, h, weights | _key_weights(attention, name))
     # A full layer's V is the K projection before k_norm's weight and rotation.
     cut = g.ints(heads, keys) if attention.shares_v else g.ints(heads + keys, keys)
     qk, v = g.ops("Split", normed, cut, outputs=2, axis=1)
-    own = torch.cat([attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(keys, -1)])
-    turned = _turn(g, normed if attention.shares_v else qk, own, shared)
+    own = _gains(attention.q_norm, heads) + _gains(attention.k_norm, keys)
+    turned = _turn(g, attention, normed if attention.shares_v else qk, heads + keys, own, shared)
     q, k = g.ops("Split", turned, g.ints(heads, keys), outputs=2, axis=0)
     q = g.op("Reshape", q, g.ints(keys, -1, dim))
     return q, (g.op("Transpose", k, perm=[0, 2, 1]), g.op("Transpose", v, perm=[1, 0, 2]))
@@ -227,26 +232,34 @@ def _remember(g: GraphWriter, layer: Layer, x: str, shared: _Inputs) -> tuple[st
     """Audio x [n, d] → the keys [Hkv, D, n] and values [Hkv, n, D] that text looks at in a layer of CROSS."""
     attention, keys = layer.self_attn, shared.key_heads
     h = _norm(g, x, layer.input_layernorm.weight, attention.eps)
-    normed = _heads(g, h, _key_weights(attention, f"layers.{layer.index}.self_attn"), attention.dim, attention.eps)
+    normed = _heads(g, attention, h, _key_weights(attention, f"layers.{layer.index}.self_attn"))
     k, v = (normed, normed) if attention.shares_v else g.ops("Split", normed, g.ints(keys, keys), outputs=2, axis=1)
-    turned = _turn(g, k, attention.k_norm.weight.expand(keys, -1), shared)
+    turned = _turn(g, attention, k, keys, _gains(attention.k_norm, keys), shared)
     return g.op("Transpose", turned, perm=[0, 2, 1]), g.op("Transpose", v, perm=[1, 0, 2])
 
 
-def _heads(g: GraphWriter, h: str, weights: Mapping[str, Tensor], dim: int, eps: float) -> str:
-    """[n, d] → [n, heads, D], each head over its rms."""
+def _heads(g: GraphWriter, attention: Attention, h: str, weights: Mapping[str, Tensor]) -> str:
+    """[n, d] → [n, heads, D], each head over its rms, if it has norms."""
     rows = {name: len(weight) for name, weight in weights.items()}
-    raw = g.op("Reshape", g.linear(h, array(torch.cat(list(weights.values()))), rows), g.ints(0, -1, dim))
-    return g.rms_norm(raw, _ones(dim), eps)
+    raw = g.op("Reshape", g.linear(h, array(torch.cat(list(weights.values()))), rows), g.ints(0, -1, attention.dim))
+    return raw if attention.plain else g.rms_norm(raw, _ones(attention.dim), attention.eps)
 
 
-def _turn(g: GraphWriter, normed: str, weight: Tensor, shared: _Inputs) -> str:
-    """[n, heads, D] times the norms' weights [heads, D], rotated → [heads, n, D]."""
-    heads, dim = weight.shape
-    flat = g.op("Reshape", g.op("Mul", normed, g.constant(array(weight))), g.ints(1, -1, heads * dim))
+def _gains(norm: nn.Module, heads: int) -> list[Tensor]:
+    """The weight of a norm of heads [D], for each of them; none of a plain layer."""
+    return [norm.weight] * heads if isinstance(norm, RMSNorm) else []
+
+
+def _turn(g: GraphWriter, attention: Attention, normed: str, heads: int, gains: Sequence[Tensor], shared: _Inputs) -> str:
+    """[n, heads, D] times the norms' weights ([D] for each head, or none), rotated → [heads, n, D]."""
+    if gains:
+        normed = g.op("Mul", normed, g.constant(array(torch.stack(list(gains)))))
+    if not attention.turns:
+        return g.op("Transpose", normed, perm=[1, 0, 2])
     # Row i of the tables belongs to the i-th NEW position; where it stands in the stream is in the angles already.
+    flat = g.op("Reshape", normed, g.ints(1, -1, heads * attention.dim))
     turned = g.op("RotaryEmbedding", flat, g.ints(0), shared.cos, shared.sin)
-    return g.op("Transpose", g.op("Reshape", turned, g.ints(-1, heads, dim)), perm=[1, 0, 2])
+    return g.op("Transpose", g.op("Reshape", turned, g.ints(-1, heads, attention.dim)), perm=[1, 0, 2])
 
 
 def _attend(g: GraphWriter, attention: Attention, q: str, new: tuple[str, str] | None, shared: _Inputs, cache: tuple[str, str]) -> str:

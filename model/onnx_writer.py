@@ -29,7 +29,7 @@ _ROWS = 4096  # quantised at a time: 12B's head alone is 4 GB in fp32
 _OPSET = [("", 21), ("com.microsoft", 1)]
 _IR_VERSION = 10
 _PAGE = 4096  # weights begin on a page, so that a runtime may map them
-_MICROSOFT = {"MatMulNBits", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"}
+_MICROSOFT = {"MatMulNBits", "QuickGelu", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"}
 
 
 def quantise(weight: Array, bits: int, block: int) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from .fakes import ScriptedBackend
 from .onnx_models import onnx_backend
-from .tiny_models import ROLES, SPECIAL, WINDOW, G, L, noise, some_ids, tiny_config, tiny_drafter, tiny_model
+from .tiny_models import PLAIN, ROLES, SPECIAL, WINDOW, G, L, noise, some_ids, tiny_config, tiny_drafter, tiny_model
 
 SLACK = 64
 TOLERANCE = 1e-4
@@ -31,6 +31,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "one head": {"num_key_value_heads": 1, "final_logit_softcapping": None},
     "roles": ROLES,
     "roles, own v": {**ROLES, "attention_k_eq_v": False, "num_global_key_value_heads": 2},
+    "plain": PLAIN,
 }
 BOTH = ("two kinds", "roles")
 

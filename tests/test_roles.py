@@ -13,7 +13,7 @@ import torch
 from dragoman.model.backbone import Layer
 from dragoman.model.backend import Ids, heard_ids, next_block
 from dragoman.model.checkpoint import load_model, save_checkpoint
-from dragoman.model.config import AudioConfig, ModelConfig, model_config_from_mapping
+from dragoman.model.config import AudioConfig, model_config_from_mapping
 from dragoman.model.errors import CacheError, ConfigError
 from dragoman.model.export import export
 from dragoman.model.onnx_backend import OnnxBackend
@@ -21,7 +21,6 @@ from dragoman.model.torch_backend import TorchBackend
 from dragoman.model.training import text
 from dragoman.model.training.package import Taught, config_of, small_config
 from dragoman.model.training.precision import compute_dtype
-from dragoman.model.training.roles import give_roles, with_roles
 from dragoman.model.training.rows import IGNORE, Batch
 from dragoman.model.training.student import Depths, Student, answering
 from hypothesis import given, settings
@@ -29,9 +28,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from .tiny_models import ROLES, SPECIAL, WINDOW, G, L, noise, randomise, tiny_config, tiny_drafter, tiny_model
+from .tiny_models import PLAIN, ROLES, SPECIAL, WINDOW, G, L, noise, randomise, tiny_config, tiny_drafter, tiny_model
 
 BACKEND = TorchBackend(tiny_model(11, tiny_config(**ROLES)), tiny_drafter(12), slack_tokens=40)
+PLAIN_BACKEND = TorchBackend(tiny_model(11, tiny_config(**PLAIN)), slack_tokens=40)
 Block = int | list[int]  # so many frames, or tokens
 ROUNDING = 2e-4 if compute_dtype() == torch.float32 else 0.1  # of training's products
 
@@ -76,25 +76,29 @@ block_lists = st.lists(st.one_of(st.integers(1, 30), tokens), min_size=1, max_si
 
 
 @settings(deadline=None, max_examples=60)
-@given(blocks=block_lists, undone=st.lists(st.one_of(st.none(), tokens), min_size=8, max_size=8))
-def test_streaming_equals_whole_layers_under_masks(blocks: list[Block], undone: list[list[int] | None]) -> None:
+@given(
+    backend=st.sampled_from([BACKEND, PLAIN_BACKEND]),
+    blocks=block_lists,
+    undone=st.lists(st.one_of(st.none(), tokens), min_size=8, max_size=8),
+)
+def test_streaming_equals_whole_layers_under_masks(backend: TorchBackend, blocks: list[Block], undone: list[list[int] | None]) -> None:
     """Audio and text in any order, more audio than the window, and runs of text that are taken back in between."""
-    cache, last = BACKEND.new_cache(), None
+    cache, last = backend.new_cache(), None
     for place, (block, run) in enumerate(zip(blocks, undone, strict=False)):
         if run is not None and cache.length:
             mark = cache.length
-            BACKEND.step([(cache, np.array(run))])
+            backend.step([(cache, np.array(run))])
             cache.truncate(mark)
         if isinstance(block, int):
-            BACKEND.listen([(cache, noise(place, block))])
+            backend.listen([(cache, noise(place, block))])
         else:
-            (last,) = BACKEND.step([(cache, np.array(block))])
+            (last,) = backend.step([(cache, np.array(block))])
     final = [*blocks, [86, 11, 12]]
-    (last,) = BACKEND.step([(cache, np.array([86, 11, 12]))])
+    (last,) = backend.step([(cache, np.array([86, 11, 12]))])
     with torch.inference_mode():
-        wanted = reference(BACKEND, final)[-3:]
+        wanted = reference(backend, final)[-3:]
     np.testing.assert_allclose(np.stack([np.asarray(state) for state in last.hidden]), wanted.numpy(), atol=2e-4)
-    heard = embedded(BACKEND, final)[1]
+    heard = embedded(backend, final)[1]
     assert cache.length == len(heard)
     assert {name: store.ring.length for name, store in cache.stores.items()} == {
         "audio": int(heard.sum()),
@@ -152,9 +156,11 @@ def test_one_forward_takes_one_side(heard: str | None, room: int | None, wanted:
 
 
 # -- training
-def student(roles: bool = True) -> Student:
+GRAFT: dict[str, Any] = {"layer_types": (L, L, G, G, G, G)}
+
+
+def student(kinds: dict[str, Any] = ROLES) -> Student:
     """A tiny one, with the token ids of training."""
-    kinds = ROLES if roles else {"layer_types": (L, L, G, G, G, G)}
     backbone = replace(tiny_config().backbone, **kinds, sliding_window=64)  # training looks at rows that are no longer than it
     made = Student(config_of(asdict(backbone)), Depths(mel=1, features=1, ctc=1, late=2))
     randomise(made, 3)
@@ -178,10 +184,11 @@ def batch_of(rows: list[tuple[int, list[int]]], length: int) -> Batch:
     return Batch(**made)
 
 
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
 @pytest.mark.parametrize("narrow", [True, False])
-def test_training_computes_what_a_stream_does(narrow: bool) -> None:
+def test_training_computes_what_a_stream_does(narrow: bool, kinds: dict[str, Any]) -> None:
     """Only where something is asked, or everywhere: at each token the state is that of the runtime, after any frames and padding."""
-    learner, rows = student(), [(30, [20, 21, 22, 23]), (25, [30]), (3, [40, 41, 42, 43, 44])]
+    learner, rows = student(kinds), [(30, [20, 21, 22, 23]), (25, [30]), (3, [40, 41, 42, 43, 44])]
     batch = batch_of(rows, 48)
     last = answering(batch.labels) if narrow else None
     assert (last is None) != narrow
@@ -213,9 +220,10 @@ def audio_states(backend: TorchBackend, seed: int, n: int) -> np.ndarray[Any, An
     return kept[-1].numpy()
 
 
-def test_every_weight_of_a_role_learns() -> None:
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
+def test_every_weight_of_a_role_learns(kinds: dict[str, Any]) -> None:
     """And what a role does not have is not there: a layer of text has no MLP."""
-    learner = student().train()
+    learner = student(kinds).train()
     batch = batch_of([(30, [20, 21, 22, 23]), (25, [30, 31])], 48)
     x = learner.hidden_states(batch, last=answering(batch.labels))[-1]
     learner.backbone.norm(x.float()).square().mean().backward()
@@ -225,44 +233,19 @@ def test_every_weight_of_a_role_learns() -> None:
 
 
 # -- folders
-def graft_folder(folder: Path, hearing: int = 2) -> ModelConfig:
-    """A folder like a graft's: hearing layers, and pairs above them, without roles."""
-    learner = student(roles=False)
+def model_folder(folder: Path, kinds: dict[str, Any]) -> Path:
+    learner = student(kinds)
     folder.mkdir()
     save_checkpoint(folder, learner.backbone, learner.projector)
-    raw = small_config(asdict(learner.config.backbone), Taught(hearing_layers=hearing))
-    (folder / "config.json").write_text(json.dumps(raw))
+    (folder / "config.json").write_text(json.dumps(small_config(asdict(learner.config.backbone), Taught())))
     (folder / "tokenizer.json").write_text("{}")
-    return learner.config
+    return folder
 
 
-def test_a_graft_gets_roles(tmp_path: Path) -> None:
-    graft_folder(tmp_path / "graft")
-    give_roles(tmp_path / "graft", tmp_path / "new")
-    old, new = load_model(tmp_path / "graft"), load_model(tmp_path / "new")
-    assert new.config.backbone.layer_roles == ROLES["layer_roles"] and new.config.hearing_layers == 2
-    left, held = old.backbone.state_dict(), new.backbone.state_dict()
-    assert all(torch.equal(left[name], tensor) for name, tensor in held.items())
-    gone = {name.split(".", 2)[2].split(".")[0] for name in left.keys() - held.keys()}
-    assert gone == {"mlp", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
-    with pytest.raises(ConfigError, match="new exists already"):
-        give_roles(tmp_path / "graft", tmp_path / "new")
-    with pytest.raises(ConfigError, match="expected a grafted model without roles"):
-        with_roles(new)
-
-
-@pytest.mark.parametrize("hearing", [0, 1, 6])
-def test_what_is_no_graft_gets_no_roles(tmp_path: Path, hearing: int) -> None:
-    graft_folder(tmp_path / "graft", hearing)
-    with pytest.raises(ConfigError, match=f"hearing_layers is {hearing} of 6 layers and layer_roles \\[\\]; expected a grafted model"):
-        give_roles(tmp_path / "graft", tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
 @pytest.mark.parametrize("once", [False, True])
-def test_graphs_of_roles_hold_each_matrix_once(tmp_path: Path, once: bool) -> None:
-    graft_folder(tmp_path / "graft")
-    give_roles(tmp_path / "graft", tmp_path / "new")
+def test_graphs_of_roles_hold_each_matrix_once(tmp_path: Path, once: bool, kinds: dict[str, Any]) -> None:
+    model_folder(tmp_path / "new", kinds)
     export(tmp_path / "new", tmp_path / "new", precision="fp32", once=once)
     assert {path.name for path in (tmp_path / "new" / "onnx").glob("*.onnx")} == {
         f"{n}.onnx" for n in ("audio", "text", "head", "projector")
@@ -289,13 +272,31 @@ def test_graphs_of_roles_hold_each_matrix_once(tmp_path: Path, once: bool) -> No
     ],
 )
 def test_wrong_roles_are_named(roles: object, message: str) -> None:
-    raw = small_config(asdict(student(roles=False).config.backbone), Taught())
+    raw = small_config(asdict(student(GRAFT).config.backbone), Taught())
     raw["dragoman"]["layer_roles"] = roles
     with pytest.raises(ConfigError, match=message):
         model_config_from_mapping(raw)
 
 
-def test_roles_go_through_config_json() -> None:
-    config = replace(tiny_config(**ROLES), audio=AudioConfig())
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
+def test_roles_go_through_config_json(kinds: dict[str, Any]) -> None:
+    config = replace(tiny_config(**kinds), audio=AudioConfig())
     again = config_of(json.loads(json.dumps(asdict(config.backbone))))
-    assert again.backbone == config.backbone and "layer_roles" not in small_config(asdict(config.backbone), Taught())["text_config"]
+    ours = small_config(asdict(config.backbone), Taught())["text_config"]
+    assert again.backbone == config.backbone and not {"layer_roles", "plain"} & ours.keys()
+
+
+@pytest.mark.parametrize(
+    ("plain", "changed", "message"),
+    [
+        ({"num_attention_heads": 3}, {}, "expected num_attention_heads and intermediate_size"),
+        ({"num_attention_heads": 3, "intermediate_size": 0}, {}, "plain_layers is .* expected"),
+        (8, {}, "plain_layers is 8"),
+        ({"num_attention_heads": 3, "intermediate_size": 4}, {"layer_roles": []}, "needs layer_roles"),
+    ],
+)
+def test_wrong_plain_layers_are_named(plain: object, changed: dict[str, object], message: str) -> None:
+    raw = small_config(asdict(student(PLAIN).config.backbone), Taught())
+    raw["dragoman"] |= {"plain_layers": plain, **changed}
+    with pytest.raises(ConfigError, match=message):
+        model_config_from_mapping(raw)

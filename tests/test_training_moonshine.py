@@ -132,7 +132,7 @@ def test_a_clip_ends_at_its_limit_or_its_end() -> None:
     decoder, (states, heard) = small(), padded([torch.randn(9, 288), torch.randn(4, 288), torch.randn(6, 288)])
     said = decoder.greedy(states, heard, [7, 0, 3], end=-1)
     assert [len(ids) for ids in said] == [7, 0, 3]
-    again = decoder.greedy(states, heard, [7, 7, 7], begin=BOS, end=said[0][2])
+    again = decoder.greedy(states, heard, [7, 7, 7], begin=[BOS], end=said[0][2])
     assert again[0] == said[0][: said[0].index(said[0][2])]
     whole = torch.tensor([[BOS, *said[0]]])
     with torch.inference_mode():

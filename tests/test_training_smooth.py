@@ -17,7 +17,7 @@ from dragoman.model.training.package import Taught, config_of, small_config
 from dragoman.model.training.smooth import Loudness, places, smooth, smooth_folder
 from torch import Tensor
 
-from .tiny_models import ROLES, noise, some_ids, tiny_config, tiny_model
+from .tiny_models import PLAIN, ROLES, noise, some_ids, tiny_config, tiny_model
 from .training_fakes import SENTENCES, make_store
 
 LOUD = 5  # a channel
@@ -39,7 +39,7 @@ def loud_model(config: dict[str, object]) -> Model:
     model = tiny_model(4, tiny_config(**config))
     with torch.no_grad():
         for place in places(model.backbone):
-            gain = place.before
+            gain = place.before[0]
             gain[LOUD] *= 100
             for linear in place.behind:
                 linear.weight[:, LOUD] /= 100
@@ -67,7 +67,7 @@ def copy_of(model: Model) -> Model:
     return new
 
 
-KINDS: dict[str, dict[str, object]] = {"plain": {}, "roles": ROLES, "own v": {"attention_k_eq_v": False}}
+KINDS: dict[str, dict[str, object]] = {"usual": {}, "roles": ROLES, "own v": {"attention_k_eq_v": False}, "plain": PLAIN}
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

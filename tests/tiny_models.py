@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from dragoman.model.backend import Floats, Ids
 from dragoman.model.checkpoint import Model, build_drafter, build_model
-from dragoman.model.config import AudioConfig, BackboneConfig, DrafterConfig, ModelConfig, SpecialIds, VisionConfig
+from dragoman.model.config import AudioConfig, BackboneConfig, DrafterConfig, ModelConfig, PlainLayers, SpecialIds, VisionConfig
 from dragoman.model.drafter import Drafter
 from dragoman.model.torch_backend import TorchBackend, TorchCache
 
@@ -33,6 +33,7 @@ ROLES: dict[str, Any] = {
     "layer_types": (L, L, G, G, G, G),
     "layer_roles": ("audio", "audio", "text", "cross", "text", "cross"),
 }
+PLAIN: dict[str, Any] = {**ROLES, "attention_k_eq_v": False, "global_head_dim": 12, "plain": PlainLayers(3, 40)}
 SPECIAL = SpecialIds(0, 2, (1,), image=80, audio=81, video=82, begin_of_image=83, end_of_image=84, begin_of_audio=85, end_of_audio=86)
 
 

@@ -44,4 +44,4 @@ def make_listener(hearing: int = 2, decoder_layers: int = 1, *, seed: int = 0, *
             for attention in (layer.self_attn, layer.encoder_attn):
                 attention.q_proj.weight.mul_(3.0)  # as left at first, attention is to everything alike
     student = hearing_student(config, config.backbone.num_layers)
-    return Listener(student, decoder, (torch.zeros(WIDTH).numpy(), torch.ones(WIDTH).numpy()), smoothing=0.05)
+    return Listener(student, decoder, (torch.zeros(WIDTH).numpy(), torch.ones(WIDTH).numpy()))

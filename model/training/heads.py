@@ -36,9 +36,9 @@ def fit_heads(student: Student, batches: Iterable[Batch], *, steps: int = 40) ->
     student.train()
     figures: dict[str, float] = {}
     if sum(map(len, targets)):
-        figures["features"] = _least_squares(student.feature_head, torch.cat(hearing), torch.cat(targets))
+        figures["features"] = least_squares(student.feature_head, torch.cat(hearing), torch.cat(targets))
     if sum(map(len, targets_later)):
-        figures["late"] = _least_squares(student.late_head, torch.cat(later), torch.cat(targets_later))
+        figures["late"] = least_squares(student.late_head, torch.cat(later), torch.cat(targets_later))
     classes = torch.cat(spoken)
     if bool((classes != IGNORE).any()):
         known = classes != IGNORE
@@ -46,7 +46,7 @@ def fit_heads(student: Student, batches: Iterable[Batch], *, steps: int = 40) ->
     return figures
 
 
-def _least_squares(head: nn.Linear, x: Tensor, y: Tensor) -> float:
+def least_squares(head: nn.Linear, x: Tensor, y: Tensor) -> float:
     """Ridge regression with a bias; returns the mean squared error."""
     ones = torch.cat([x, x.new_ones(len(x), 1)], 1).double()
     gram = ones.T @ ones

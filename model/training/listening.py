@@ -2,9 +2,11 @@
 
     python -m dragoman.model.training.listening --config run.yaml    # goes on where the last run stopped
 
-The lower layers of a student, one linear layer and the pretrained decoder of Moonshine tiny (:mod:`.moonshine`) are trained as one:
-what is heard must be worth reading, and the gradient that says so comes from something that can read. What ships is made of it
-afterwards (:mod:`.graft`).
+The lower layers of a student and one linear layer are trained to be heard by the pretrained decoder of Moonshine tiny (:mod:`.moonshine`):
+what is heard must be worth reading, and the gradient that says so comes from something that can read. It is asked for the words, and for
+all that the decoder says to what the teacher itself hears (Hinton et al., arXiv 1503.02531). Of the decoder only learns what looks at
+audio; the rest knows its English from 200,000 hours, and would learn the transcripts of a few by heart. What ships says the same to the
+last bit but rounding (:mod:`.join`): audio begins with <bos><|audio>, text with <audio|><|transcribe|>.
 
 A file needs the keys ``folder``, ``stores`` (which exist: ``run prepare`` makes them) and ``start_from``. All other keys have defaults;
 they are the fields of ListeningOptions and RateOptions (here), StoreOptions (``prepare``), ClipOptions (``dictation``) and AugmentOptions
@@ -14,6 +16,7 @@ they are the fields of ListeningOptions and RateOptions (here), StoreOptions (``
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 import time
@@ -30,15 +33,16 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backbone import rms_norm
 from ..checkpoint import load_model
-from ..config import ModelConfig, read_model_config
+from ..config import AUDIO, ModelConfig, read_model_config
 from ..errors import ConfigError
 from ..scoring import word_errors
 from . import pieces, text
 from .augment import AugmentOptions
 from .batches import Batches
 from .dictation import ClipOptions, Dictation, Dictations, whole_clip
-from .heads import FAR_STEP, HEAD_BATCHES, fit_heads
+from .heads import FAR_STEP, HEAD_BATCHES, least_squares
 from .moonshine import Decoder, load_decoder, run_layer
 from .optim import Muon, split_parameters
 from .options import read_yaml, sentences_of
@@ -48,7 +52,7 @@ from .prepare import StoreOptions, user_path
 from .recognisers import TOKENS_PER_S
 from .rows import IGNORE, Batch, collate
 from .speech import Speech
-from .student import Depths, Student, feature_loss
+from .student import Depths, Student
 from .teachers import SPREAD, WIDTH
 from .trainer import Trainer, TrainOptions
 
@@ -63,13 +67,14 @@ class RateOptions:
     steps: int = 500
     muon_lr: float = 0.0015  # matrices of the hearing layers
     adam_lr: float = 3e-4  # everything else that hears
-    decoder_lr: float = 2e-4  # the decoder has little to learn, and much to forget
+    decoder_lr: float = 1e-4  # of what looks at audio; the rest of the decoder stays as it is
     weight_decay: float = 0.05
     warmup_steps: int = 30
     decay_from: int = 200
     average: float = 0.98  # decay of the averaged weights
-    smoothing: float = 0.05  # share of each token's probability that is spread over all
-    late: float = 1.0  # weight of the teacher's features, asked for ``batches.late_frames`` late
+    words: float = 0.5  # weight of the right words, beside
+    said: float = 1.0  # all that the decoder says to the teacher's features, and
+    late: float = 0.5  # these features themselves, asked for ``batches.late_frames`` late
     checkpoint_s: float = 300.0
     evaluate_every: int = 100
     evaluate_clips: int = 60
@@ -88,8 +93,8 @@ class ListeningOptions:
     stores: tuple[StoreOptions, ...]
     start_from: str  # a model folder whose lower layers begin
     layers: int = 8  # of them
-    decoder_layers: tuple[int, ...] = (0, 1, 3, 4, 5)  # of the published decoder; the one left out is missed least
-    vocabulary: int = 7936  # pieces that are kept, those used most; with these the grafted model is just below 40 MB in 8 bits
+    decoder_layers: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # of the published decoder
+    vocabulary: int = 14_000  # pieces that are kept, those used most; with fewer its English suffers (docs/training.md, a twelfth time)
     texts: tuple[str, ...] = ()  # text files, one sentence a line, that are counted beside the transcripts, and tell the case of these
     sources: dict[str, float] = field(default_factory=dict)  # how often clips of a source are drawn; one not named: 1.0
     mutual_error: float = 0.4  # clips on which the two teachers differ in a smaller share of words are learnt from (labels.py)
@@ -107,26 +112,29 @@ class Listener(nn.Module):
     """``forward(dictation)`` → (loss, figures). Axes: B rows, T frames with the prompt, L tokens, d width of the hearing layers.
 
     ``student``: of its hearing layers only. ``spread``: mean and standard deviation [288] of the teacher's features as they are stored;
-    the linear layer writes them standardised, as its dimensions differ in size a hundredfold.
+    the linear layer writes them standardised, as its dimensions differ in size a hundredfold. ``weights``: of the losses.
     """
 
     mean: Tensor
     spread: Tensor
 
     def __init__(
-        self, student: Student, decoder: Decoder, spread: tuple[NDArray[Any], NDArray[Any]], smoothing: float = 0.0, late: float = 1.0
+        self, student: Student, decoder: Decoder, spread: tuple[NDArray[Any], NDArray[Any]], weights: RateOptions | None = None
     ) -> None:
         super().__init__()
         self.student, self.decoder = student, decoder
         self.adapt = nn.Linear(student.config.backbone.hidden_size, WIDTH)
         for name, value in zip(("mean", "spread"), spread, strict=True):
             self.register_buffer(name, torch.as_tensor(value).float() * SPREAD)
-        self.smoothing, self.late = smoothing, late
+        self.weights = weights or RateOptions()
+        for name, p in decoder.named_parameters():
+            p.requires_grad_("encoder_attn" in name or "post_attention" in name)
+        self._knows = (copy.deepcopy(decoder).eval().requires_grad_(False),)  # as published; no part of what is saved
         self._plain = student.run_layer, decoder.run_layer
 
     def compile(self, *args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.student.compile()
-        self.decoder.run_layer = torch.compile(run_layer, dynamic=False)
+        self.decoder.run_layer = self._knows[0].run_layer = torch.compile(run_layer, dynamic=False)
 
     @contextmanager
     def uncompiled(self) -> Generator[None]:
@@ -139,33 +147,52 @@ class Listener(nn.Module):
             self.student.run_layer, self.decoder.run_layer = compiled
 
     def hear(self, batch: Batch) -> Tensor:
-        """[B, T, d] after the hearing layers."""
-        return self.student.hidden_states(batch)[-1]
+        """[B, T, d] after the hearing layers, normed: only directions are looked at."""
+        return rms_norm(self.student.hidden_states(batch)[-1].float(), None, self.student.config.backbone.rms_norm_eps)
 
-    def states(self, hidden: Tensor) -> Tensor:
+    def states(self, heard: Tensor) -> Tensor:
         """[B, T, d] → [B, T, 288] as Moonshine's encoder would give them."""
-        return (self.adapt(hidden) * self.spread + self.mean).to(compute_dtype())
+        return (self.adapt(heard) * self.spread + self.mean).to(compute_dtype())
 
     def forward(self, dictation: Dictation) -> tuple[Tensor, dict[str, float]]:
-        batch = dictation.batch
+        batch, weights = dictation.batch, self.weights
         with autocast():
-            hidden = self.hear(batch)
-            asked = dictation.labels != IGNORE
-            said = self.decoder(dictation.ids, self.states(hidden), frames_heard(batch))[asked]
-            logits, labels = self.decoder.logits(said).float(), dictation.labels[asked]
-            losses = {"words": F.cross_entropy(logits, labels, label_smoothing=self.smoothing)}
-            total = losses["words"]
-            if self.late and len(batch.late):
-                losses["late"] = feature_loss(self.student.late_head, hidden, batch.late_rows, batch.late)
-                total = total + self.late * losses["late"]
-        right = (logits.argmax(-1) == labels).float().mean()
-        return total, {name: float(loss.detach()) for name, loss in losses.items()} | {"words_right": float(right)}
+            heard, asked = self.hear(batch), dictation.labels != IGNORE
+            said = self.decoder(begun(dictation.ids), self.states(heard), audio_heard(batch))[:, 1:]
+            logits, labels = self.decoder.logits(said[asked]).float().log_softmax(-1), dictation.labels[asked]
+            losses = {"words": F.nll_loss(logits, labels)}
+            figures = {"words_right": float((logits.argmax(-1) == labels).float().mean())}
+            if weights.said and len(batch.late):
+                wanted, known = self._wanted(dictation)
+                known = known[asked]
+                losses["said"] = F.kl_div(logits[known], wanted[known], log_target=True, reduction="batchmean")
+                figures["same"] = float((logits.argmax(-1) == wanted.argmax(-1))[known].float().mean())
+            if weights.late and len(batch.late):
+                losses["late"] = F.mse_loss(self.adapt(heard.flatten(0, 1)[batch.late_rows]).float(), batch.late.float())
+        total = torch.stack([loss * getattr(weights, name) for name, loss in losses.items()]).sum()
+        return total, figures | {name: float(loss.detach()) for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _wanted(self, dictation: Dictation) -> tuple[Tensor, Tensor]:
+        """What the published decoder says to the teacher's features, where something is asked for: logarithms [n, V]. And of which tokens
+        [B, L] it is known: of rows with features."""
+        batch, shape = dictation.batch, dictation.batch.ids.shape
+        states, there = torch.zeros(shape.numel(), WIDTH), torch.zeros(shape.numel(), dtype=torch.bool)
+        states[batch.late_rows], there[batch.late_rows] = batch.late.float() * self.spread + self.mean, True
+        states, there, decoder = states.view(*shape, WIDTH).to(compute_dtype()), there.view(shape), self._knows[0]
+        said = decoder(dictation.ids, states, there)[dictation.labels != IGNORE]
+        return decoder.logits(said).float().log_softmax(-1), there.any(1, keepdim=True).expand_as(dictation.ids)
 
 
-def frames_heard(batch: Batch) -> Tensor:
-    """[B, T] bool: positions of audio."""
+def audio_heard(batch: Batch) -> Tensor:
+    """[B, T] bool: positions of audio, and of what begins it, which text looks at too."""
     places = torch.arange(batch.ids.shape[1])
-    return (places >= 2) & (places < 2 + batch.audio_frames[:, None])
+    return places < 2 + batch.audio_frames[:, None]
+
+
+def begun(ids: Tensor) -> Tensor:
+    """[B, L] → [B, 1 + L]: <audio|> in front, of which the decoder knows nothing: its row is zero."""
+    return F.pad(ids, (1, 0), value=text.END_AUDIO)
 
 
 class ListeningTrainer(Trainer):
@@ -178,7 +205,8 @@ class ListeningTrainer(Trainer):
         self.listener, self.dictations, self.rates = listener, dictations, rates
         matrices, rest = split_parameters(listener.student)
         self.muon = Muon(matrices, lr=rates.muon_lr, weight_decay=rates.weight_decay)
-        groups = [{"params": [*rest, *listener.adapt.parameters()]}, {"params": list(listener.decoder.parameters())}]
+        looks = [p for p in listener.decoder.parameters() if p.requires_grad]
+        groups = [{"params": [*rest, *listener.adapt.parameters()]}, {"params": looks}]
         self.adam = torch.optim.AdamW(groups, lr=rates.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
     def update(self, batch: Any) -> dict[str, float]:
@@ -205,8 +233,8 @@ def dev_errors(listener: Listener, speech: Speech, tokenizer: tokenizers.Tokeniz
             rows = [whole_clip(speech.stores[which].samples(clip), options) for which, clip, _ in chosen[first : first + CLIPS_AT_ONCE]]
             batch = collate(rows, 2 + max(len(row.frames) for row in rows), speech.spread)
             limits = [2 + int(frames / FRAMES_PER_S * TOKENS_PER_S) for frames in batch.audio_frames.tolist()]
-            states = listener.states(listener.hear(batch))
-            found = listener.decoder.greedy(states, frames_heard(batch), limits, begin=text.TRANSCRIBE, end=text.END)
+            states, begin = listener.states(listener.hear(batch)), (text.END_AUDIO, text.TRANSCRIBE)
+            found = listener.decoder.greedy(states, audio_heard(batch), limits, begin=begin, end=text.END)
             said += [tokenizer.decode(ids).strip() for ids in found]
     wer = word_errors([words for _, _, words in chosen], said).rate
     return {"dev_wer": round(wer, 4), "heard": said[len(said) // 2] if said else ""}
@@ -215,9 +243,10 @@ def dev_errors(listener: Listener, speech: Speech, tokenizer: tokenizers.Tokeniz
 def hearing_student(config: ModelConfig, layers: int) -> Student:
     """A student of the lower layers of a model, with random weights. Raises ConfigError where it has no such number of layers."""
     kinds = config.backbone.layer_types
-    if not 0 < layers <= len(kinds):
-        raise ConfigError(f"layers is {layers}, expected 1 to {len(kinds)}: so many does the model have that start_from names")
-    cut = replace(config, backbone=replace(config.backbone, layer_types=kinds[:layers]))
+    most = config.backbone.layer_roles.count(AUDIO) or len(kinds)
+    if not 0 < layers <= most:
+        raise ConfigError(f"layers is {layers}, expected 1 to {most}: so many does the model have that start_from names, for audio")
+    cut = replace(config, backbone=replace(config.backbone, layer_types=kinds[:layers], layer_roles=(), plain=None))
     return Student(cut, Depths(mel=layers, features=layers, ctc=layers, late=layers))
 
 
@@ -238,19 +267,28 @@ def speech_of(options: ListeningOptions) -> Speech:
     return Speech(stores, case, labels=labels, sources=options.sources, mutual_error=options.mutual_error)
 
 
-def small_decoder(options: ListeningOptions, speech: Speech) -> tuple[Decoder, tokenizers.Tokenizer]:
-    """The published decoder with the layers and pieces that are kept, and its tokenizer. Raises ConfigError."""
+def choose_pieces(options: ListeningOptions, speech: Speech) -> tokenizers.Tokenizer:
+    """A tokenizer of the pieces that the texts use most. Raises ConfigError."""
     whole = pieces.moonshine_tokenizer()
     counts = pieces.count_pieces(whole, (words for _, _, words in speech.labelled))
     counts += pieces.count_pieces(whole, sentences_of(options.texts))
     try:
-        tokenizer, old_ids = pieces.smaller(whole, counts, options.vocabulary)
-        decoder = load_decoder(options.decoder_layers)
+        return pieces.smaller(whole, counts, options.vocabulary)[0]
     except ValueError as error:
-        raise ConfigError(f"vocabulary, decoder_layers: {error}") from error
-    old, rows = torch.tensor(old_ids), decoder.embed_tokens.weight.detach()
+        raise ConfigError(f"vocabulary: {error}") from error
+
+
+def published_decoder(tokenizer: tokenizers.Tokenizer, layers: Sequence[int]) -> Decoder:
+    """The published decoder with those of its layers, and the rows of a tokenizer's pieces; a mark that it does not know has a row of
+    zero. Raises ConfigError."""
+    try:
+        decoder = load_decoder(layers)
+    except ValueError as error:
+        raise ConfigError(f"decoder_layers: {error}") from error
+    old, rows = torch.tensor(pieces.old_ids(tokenizer, pieces.moonshine_tokenizer())), decoder.embed_tokens.weight.detach()
+    rows = rows - rows.mean(1, keepdim=True)  # nobody misses it but the head, and what ships has none
     decoder.embed_tokens = nn.Embedding.from_pretrained(torch.where((old >= 0)[:, None], rows[old], 0.0), freeze=False)
-    return decoder, tokenizer
+    return decoder
 
 
 def build_trainer(options: ListeningOptions) -> ListeningTrainer:
@@ -262,21 +300,27 @@ def build_trainer(options: ListeningOptions) -> ListeningTrainer:
     torch.set_flush_denormal(True)
     speech = speech_of(options)
     student = first_layers(user_path(options.start_from), options.layers)
-    if (run / "checkpoint.pt").exists():
-        tokenizer, decoder = read_tokenizer(run), Decoder(options.vocabulary, len(options.decoder_layers))
-    else:
-        decoder, tokenizer = small_decoder(options, speech)
-        tokenizer.save(str(run / "tokenizer.json"))
+    if not (run / "tokenizer.json").exists():
+        choose_pieces(options, speech).save(str(run / "tokenizer.json"))
+    tokenizer = read_tokenizer(run)
+    decoder = published_decoder(tokenizer, options.decoder_layers)
     (run / "sizes.json").write_text(json.dumps(asdict(student.config.backbone)) + "\n")
     Taught(options.batches.delay_frames).write(run)
-    listener = Listener(student, decoder, speech.spread, rates.smoothing, rates.late)
+    listener = Listener(student, decoder, speech.spread, rates)
     dictations = Dictations(speech, tokenizer, options.batches, rates.seed)
     trainer = ListeningTrainer(listener, dictations, run, rates)
     if not trainer.resume():
-        fit_heads(student, (dictations[FAR_STEP + i].batch for i in range(HEAD_BATCHES)))
-        listener.adapt.load_state_dict(student.late_head.state_dict())  # the decoder was taught to read just these features
+        fit_adapt(listener, [dictations[FAR_STEP + i].batch for i in range(HEAD_BATCHES)])
         trainer.averaged |= {name: value.clone() for name, value in listener.state_dict().items()}
     return trainer
+
+
+@torch.no_grad()
+def fit_adapt(listener: Listener, batches: Sequence[Batch]) -> float:
+    """The linear layer begins with the teacher's features, which the decoder was taught to read; returns the share of variance missed."""
+    with autocast():
+        heard = [listener.hear(batch).flatten(0, 1)[batch.late_rows].float() for batch in batches]
+    return least_squares(listener.adapt, torch.cat(heard), torch.cat([batch.late for batch in batches]).float())
 
 
 def read_tokenizer(run: Path) -> tokenizers.Tokenizer:

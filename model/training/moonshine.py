@@ -223,8 +223,10 @@ class Decoder(nn.Module):
         return F.linear(hidden, self.embed_tokens.weight.to(hidden.dtype))
 
     @torch.inference_mode()
-    def greedy(self, states: Tensor, heard: Tensor, limits: Sequence[int], *, begin: int = BOS, end: int = EOS) -> list[list[int]]:
-        """The likeliest token at each step, for each clip, until ``end`` (left out) or as many as ``limits`` says for it.
+    def greedy(
+        self, states: Tensor, heard: Tensor, limits: Sequence[int], *, begin: Sequence[int] = (BOS,), end: int = EOS
+    ) -> list[list[int]]:
+        """The likeliest token at each step behind those of ``begin``, for each clip, until ``end`` (left out) or as many as ``limits``.
 
         With a cache, and never compiled: each step has another shape.
         """
@@ -233,15 +235,18 @@ class Decoder(nn.Module):
         memory = [_memory(layer, states) for layer in layers]
         past: list[KeysAndValues | None] = [None] * len(layers)
         everything = torch.zeros((), dtype=dtype)
-        mask, (cos, sin) = _mask(heard, dtype), rotary(max(limits), dtype)
-        token, going = torch.full((len(states),), begin), torch.ones(len(states), dtype=torch.bool)
+        mask, (cos, sin) = _mask(heard, dtype), rotary(max(limits) + len(begin), dtype)
+        token, going = torch.full((len(states),), begin[0]), torch.ones(len(states), dtype=torch.bool)
         most, said = torch.tensor(limits), [list[int]() for _ in limits]
-        for at in range(max(limits)):
+        for at in range(max(limits) + len(begin) - 1):
             x = self.embed_tokens(token)[:, None].to(dtype)
             for i, layer in enumerate(layers):
                 x, past[i] = _run(layer, x, memory[i], everything, mask, cos[at : at + 1], sin[at : at + 1], past[i])
+            if at + 1 < len(begin):
+                token = torch.full_like(token, begin[at + 1])
+                continue
             token = self.logits(self.norm(x[:, 0])).argmax(-1)
-            going &= (token != end) & (at < most)
+            going &= (token != end) & (at + 1 - len(begin) < most)
             if not going.any():
                 break
             for i in going.nonzero()[:, 0].tolist():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import Model, build_model, load_model, save_checkpoint
-from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, model_config_from_mapping
+from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, PlainLayers, model_config_from_mapping
 from ..errors import ConfigError
 from ..load import GRAPHS
 from . import text
@@ -30,7 +30,6 @@ class Taught:
 
     delay_frames: int = BatchOptions().delay_frames
     targets: tuple[str, ...] = ()  # languages of translations
-    hearing_layers: int = 0  # of a grafted model (graft.py)
 
     @classmethod
     def read(cls, run: Path) -> Taught:
@@ -39,7 +38,7 @@ class Taught:
         if not path.exists():
             return cls()
         raw = json.loads(path.read_text())
-        return cls(int(raw["delay_frames"]), tuple(raw["targets"]), int(raw.get("hearing_layers", 0)))
+        return cls(int(raw["delay_frames"]), tuple(raw["targets"]))
 
     def write(self, run: Path) -> None:
         (run / "taught.json").write_text(json.dumps(asdict(self)) + "\n")
@@ -48,8 +47,9 @@ class Taught:
 def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
     """The ``config.json`` of a small model of the Gemma 4 Unified family, from the sizes in ``raw`` (keys of BackboneConfig)."""
     ids = {name: i for i, name in enumerate(text.SPECIAL_TOKENS)}
-    roles = raw.get("layer_roles", ())
+    roles, plain = raw.get("layer_roles", ()), raw.get("plain")
     values: dict[str, Any] = {**raw, "layer_types": tuple(raw["layer_types"]), "layer_roles": tuple(roles)}
+    values["plain"] = None if plain is None else PlainLayers(**plain)
     base = BackboneConfig(**values)
     return {
         "architectures": ["Gemma4UnifiedForConditionalGeneration"],
@@ -71,8 +71,8 @@ def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
             "stop": [text.END],
             "targets": list(taught.targets),
             "hearing_delay_ms": taught.delay_frames * FRAME * 1000 // SAMPLE_RATE + WRITTEN_LATE_MS,
-            **({"hearing_layers": taught.hearing_layers} if taught.hearing_layers else {}),
             **({"layer_roles": list(roles)} if roles else {}),
+            **({"plain_layers": dict(plain)} if plain is not None else {}),
         },
     }
 
@@ -80,7 +80,8 @@ def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
 def text_section(base: BackboneConfig) -> dict[str, Any]:
     """``text_config`` of a decoder stack, as Gemma 4 Unified writes it."""
     sizes = asdict(base)
-    del sizes["layer_roles"]  # none of Gemma's; they stand in a section of our own
+    for own in ("layer_roles", "plain"):  # none of Gemma's; they stand in a section of our own
+        del sizes[own]
     theta = {"sliding_attention": sizes.pop("rope_theta"), "full_attention": sizes.pop("global_rope_theta")}
     factor = sizes.pop("global_partial_rotary_factor")
     return {

@@ -94,11 +94,19 @@ def smaller(tokenizer: Tokenizer, counts: Mapping[int, int], size: int) -> tuple
     if len(kept) < room:
         raise ValueError(f"{size} ids are asked for; there are only {len(SPECIAL_TOKENS) + len(kept)}")
     body = sorted(kept, key=vocabulary.__getitem__)
-    old = [-1] * len(SPECIAL_TOKENS) + [vocabulary[piece] for piece in body]
-    old[TRANSCRIBE], old[END] = BOS, EOS
     ids = {piece: i for i, piece in enumerate([*SPECIAL_TOKENS, *body])}
     left_over = [(left, right) for left, right in merges if left in kept and right in kept and left + right in kept]
-    return _tokenizer(ids, left_over, SPECIAL_TOKENS), old
+    made = _tokenizer(ids, left_over, SPECIAL_TOKENS)
+    return made, old_ids(made, tokenizer)
+
+
+def old_ids(small: Tokenizer, whole: Tokenizer) -> list[int]:
+    """Of each id of a smaller tokenizer that of ``whole``, −1 for none: see :func:`smaller`."""
+    theirs = whole.get_vocab()
+    ours = sorted(small.get_vocab().items(), key=lambda item: item[1])
+    old = [-1 if i < len(SPECIAL_TOKENS) else theirs[piece] for piece, i in ours]
+    old[TRANSCRIBE], old[END] = BOS, EOS
+    return old
 
 
 def _made_from(piece: str, ranks: Mapping[Merge, int]) -> list[str]:

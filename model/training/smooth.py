@@ -40,9 +40,9 @@ CLIPS = 24
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a channel's size can be moved: from ``before`` (a gain [k], or rows [k, d]) to the columns of ``behind``."""
+    """Where a channel's size can be moved: from ``before`` (gains or biases [k], rows [k, d]) to the columns of ``behind``."""
 
-    before: Tensor
+    before: tuple[Tensor, ...]
     behind: tuple[nn.Linear, ...]
 
 
@@ -52,10 +52,10 @@ def places(backbone: Backbone) -> list[Place]:
         assert isinstance(layer, Layer)
         own = layer.self_attn
         attended = (own.q_proj, own.k_proj) if own.shares_v else (own.q_proj, own.k_proj, own.v_proj)
-        found.append(Place(layer.input_layernorm.weight, attended))
+        found.append(Place((layer.input_layernorm.weight,), attended))
         if layer.has_mlp:
-            found.append(Place(layer.pre_feedforward_layernorm.weight, (layer.mlp.gate_proj, layer.mlp.up_proj)))
-            found.append(Place(layer.mlp.up_proj.weight, (layer.mlp.down_proj,)))
+            found.append(Place((layer.pre_feedforward_layernorm.weight,), (layer.mlp.gate_proj, layer.mlp.up_proj)))
+            found.append(Place(tuple(layer.mlp.up_proj.parameters()), (layer.mlp.down_proj,)))
     return found
 
 
@@ -98,7 +98,8 @@ def smooth(wanted: Sequence[Place], loudness: Sequence[Tensor], alpha: float = A
         if not heard.any():
             continue
         factor = torch.where(heard, factor / factor[heard].median(), 1.0)
-        place.before.div_(factor if place.before.ndim == 1 else factor[:, None])
+        for part in place.before:
+            part.div_(factor if part.ndim == 1 else factor[:, None])
         for linear in place.behind:
             linear.weight.mul_(factor)
 

@@ -98,9 +98,8 @@ class Student(nn.Module):
     def hidden_states(self, batch: Batch, depth: int | None = None, *, apart: bool = False, last: Tensor | None = None) -> list[Tensor]:
         """Input and the output of the first ``depth`` layers (None: all), [B, T, d]; ``apart``: see LossWeights.
 
-        ``last`` [B, Q]: the positions at which the model's last layer is wanted, whose output is then [B, Q, d]. A grafted model runs all
-        layers above hearing for these alone: nothing else moves there (:mod:`.graft_layers`). Where layers have roles the states of text
-        are [B, Q, d] from the first layer of text on.
+        ``last`` [B, Q]: the positions at which the model's last layer is wanted, whose output is then [B, Q, d]. Where layers have roles
+        the states of text are [B, Q, d] from the first layer of text on.
         """
         if self.config.backbone.layer_roles:
             return self._by_roles(batch, depth, last)
@@ -111,11 +110,10 @@ class Student(nn.Module):
             if apart and len(states) == self.depths.features + 1:
                 x = torch.where(batch.is_text[..., None], x, x.detach())
             dropout = self.dropout if self.training and len(states) > self.depths.features else 0.0
-            if last is None or len(states) <= (self.config.hearing_layers or top - 1):
+            if last is None or len(states) < top:
                 states.append(self.run_layer(layer, x, rotary, mask, dropout))
-                continue
-            said = self.run_last(layer, x, rotary, mask, dropout, last)
-            states.append(said if len(states) == top else replaced(x, last, said))
+            else:
+                states.append(self.run_last(layer, x, rotary, mask, dropout, last))
         return states
 
     def _by_roles(self, batch: Batch, depth: int | None, last: Tensor | None) -> list[Tensor]:
@@ -283,11 +281,6 @@ def _run_last(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: fl
     q = q.gather(1, at[..., None, None].expand(-1, -1, *q.shape[2:]))
     seen = _attended(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask[at][:, None, None]).transpose(1, 2)
     return layer.settle(x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])), seen, dropout)
-
-
-def replaced(x: Tensor, at: Tensor, said: Tensor) -> Tensor:
-    """x [B, T, d], but ``said`` [B, Q, d] at the positions ``at`` [B, Q]."""
-    return x.scatter(1, at[..., None].expand(-1, -1, x.shape[-1]), said.to(x.dtype))
 
 
 def heard_positions(batch: Batch) -> Tensor:
