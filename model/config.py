@@ -169,7 +169,7 @@ class ModelConfig:
     longest_segment_s: float = 12.0  # beyond it a segment is ended and a new trunk begins
     longest_positions: int | None = None  # the same for prompt, audio and tail together, in positions; None: any number
     targets: tuple[str, ...] = ()  # languages that a model of format "tokens" was taught to translate into, ISO 639-1; "gemma4" knows all
-    hearing_layers: int = 0  # of v3 and v4, which were grafts; other models: 0
+    hearing_layers: int = 0  # of a graft, as v3 and v4 are: training holds what joins them to the layers above; other models: 0
     hearing_delay_ms: int = 0  # how long after a sound the model writes what it was; word times are earlier by this much
 
 

@@ -300,7 +300,7 @@ def test_a_run_is_built_saved_and_read_again(tmp_path: Path, tokenizer: tokenize
     assert torch.equal(trainer.averaged["adapt.weight"], trainer.listener.adapt.weight)
     trainer.update(trainer.dictations[0])
     trainer.save()
-    assert json.loads((tmp_path / "run" / "taught.json").read_text()) == {"delay_frames": 6, "targets": []}
+    assert json.loads((tmp_path / "run" / "taught.json").read_text()) == {"delay_frames": 6, "targets": [], "hearing_layers": 0}
     again, read = build_trainer(options), load_listener(tmp_path / "run", averaged=False)
     assert again.step == 1
     for listener in (again.listener, read):

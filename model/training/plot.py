@@ -16,13 +16,14 @@ from typing import Any
 from ..errors import ConfigError
 
 Record = dict[str, Any]
-# Title of a panel, and the figures of trainer.py and probe.py that stand in it.
+# Title of a panel, and the figures of trainer.py, probe.py and listening.py that stand in it.
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("text, nats for each token", ("words", "dev_words")),
-    ("text, share of tokens right", ("words_right", "dev_words_right")),
+    ("text, share of tokens right; the same as the decoder's", ("words_right", "dev_words_right", "same")),
     ("word error rate of dev speech, %", ("dev_wer", "dev_heard_wer")),
     ("characters, nats", ("characters", "ctc")),
-    ("front end and features, mean squared error", ("mel", "features")),
+    ("front end and features, mean squared error", ("mel", "features", "late")),
+    ("from what the decoder says to the teacher's features, nats", ("said",)),
     ("pointer, nats", ("pointer",)),
     ("speed, times real time", ("speed",)),
 )
