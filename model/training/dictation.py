@@ -51,6 +51,7 @@ class Dictation:
     batch: Batch
     ids: Tensor  # [B, L] int64: <|transcribe|>, then tokens as they are given; <eos> behind them
     labels: Tensor  # [B, L] int64: the token that follows each; IGNORE behind the <eos> that is asked for
+    cut: Tensor  # [B] bool: the audio ends inside the clip
 
 
 class Dictations(Dataset[Dictation]):
@@ -78,7 +79,8 @@ class Dictations(Dataset[Dictation]):
             elif misses > MISSES:
                 raise ConfigError(f"batches.lengths: of {MISSES} clips of the stores none fits into a row of {length} positions")
         batch = collate(rows, length, self.speech.spread)
-        return Dictation(batch, *self._lined_up(written, length // FRAMES_PER_TOKEN, rng))
+        cut = torch.tensor([row.cut for row in rows])
+        return Dictation(batch, *self._lined_up(written, length // FRAMES_PER_TOKEN, rng), cut)
 
     def _lengths(self, rng: np.random.Generator) -> tuple[int, int]:
         """Fewest frames of a row, and its length; a clip is drawn to choose them, so that a length comes as often as clips have it."""
@@ -105,6 +107,7 @@ class Dictations(Dataset[Dictation]):
         if not shortest <= frames <= length - 2 or len(tokens) >= length // FRAMES_PER_TOKEN:
             return None
         row = Row(only_heard=True)
+        row.cut = cut
         row.silence(int(rng.integers(0, 8 * FRAME)))
         row.level = augment.rms(wave)
         if clip.id in speech.tables[which]:

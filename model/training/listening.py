@@ -164,9 +164,9 @@ class Listener(nn.Module):
             figures = {"words_right": float((logits.argmax(-1) == labels).float().mean())}
             if weights.said and len(batch.late):
                 wanted, known = self._wanted(dictation)
-                known = known[asked]
-                losses["said"] = F.kl_div(logits[known], wanted[known], log_target=True, reduction="batchmean")
-                figures["same"] = float((logits.argmax(-1) == wanted.argmax(-1))[known].float().mean())
+                if bool((known := known[asked]).any()):
+                    losses["said"] = F.kl_div(logits[known], wanted[known], log_target=True, reduction="batchmean")
+                    figures["same"] = float((logits.argmax(-1) == wanted.argmax(-1))[known].float().mean())
             if weights.late and len(batch.late):
                 losses["late"] = F.mse_loss(self.adapt(heard.flatten(0, 1)[batch.late_rows]).float(), batch.late.float())
         total = torch.stack([loss * getattr(weights, name) for name, loss in losses.items()]).sum()
@@ -175,13 +175,14 @@ class Listener(nn.Module):
     @torch.no_grad()
     def _wanted(self, dictation: Dictation) -> tuple[Tensor, Tensor]:
         """What the published decoder says to the teacher's features, where something is asked for: logarithms [n, V]. And of which tokens
-        [B, L] it is known: of rows with features."""
+        [B, L] that is worth knowing: of rows with features whose audio is not cut (where it is, the decoder itself does not see the end,
+        and goes on in circles)."""
         batch, shape = dictation.batch, dictation.batch.ids.shape
         states, there = torch.zeros(shape.numel(), WIDTH), torch.zeros(shape.numel(), dtype=torch.bool)
         states[batch.late_rows], there[batch.late_rows] = batch.late.float() * self.spread + self.mean, True
         states, there, decoder = states.view(*shape, WIDTH).to(compute_dtype()), there.view(shape), self._knows[0]
         said = decoder(dictation.ids, states, there)[dictation.labels != IGNORE]
-        return decoder.logits(said).float().log_softmax(-1), there.any(1, keepdim=True).expand_as(dictation.ids)
+        return decoder.logits(said).float().log_softmax(-1), (there.any(1) & ~dictation.cut)[:, None].expand_as(dictation.ids)
 
 
 def audio_heard(batch: Batch) -> Tensor:
