@@ -22,7 +22,7 @@ from dragoman.model.training import dictation, listening, text  # noqa: E402
 from dragoman.model.training.augment import AugmentOptions  # noqa: E402
 from dragoman.model.training.dictation import ClipOptions, Dictation, Dictations, whole_clip  # noqa: E402
 from dragoman.model.training.heads import FAR_STEP  # noqa: E402
-from dragoman.model.training.join import join, save  # noqa: E402
+from dragoman.model.training.join import join  # noqa: E402
 from dragoman.model.training.listening import (  # noqa: E402
     ListeningOptions,
     ListeningTrainer,
@@ -36,7 +36,7 @@ from dragoman.model.training.listening import (  # noqa: E402
     read_options,
 )
 from dragoman.model.training.moonshine import Decoder, load_decoder  # noqa: E402
-from dragoman.model.training.package import Taught, small_config  # noqa: E402
+from dragoman.model.training.package import Taught, save_model, small_config  # noqa: E402
 from dragoman.model.training.precision import autocast  # noqa: E402
 from dragoman.model.training.prepare import StoreOptions  # noqa: E402
 from dragoman.model.training.rows import IGNORE  # noqa: E402
@@ -288,7 +288,7 @@ def test_hearing_goes_on_from_a_model_that_listening_made(tmp_path: Path, tokeni
     listener, run = make_listener(hidden_size=WIDTH), tmp_path / "run"
     run.mkdir()
     tokenizer.save(str(run / "tokenizer.json"))
-    save(tmp_path / "joined", join(listener), run)
+    save_model(tmp_path / "joined", join(listener), run)
     again = first_layers(tmp_path / "joined", 2)
     for (name, a), b in zip(
         again.backbone.layers.state_dict().items(), listener.student.backbone.layers.state_dict().values(), strict=True

@@ -11,8 +11,6 @@ every value alike is a bias behind attention. Pairs of dimensions that turn are 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,17 +20,16 @@ import torch
 from torch import Tensor
 
 from ..backbone import Layer
-from ..checkpoint import Model, build_model, save_checkpoint
+from ..checkpoint import Model, build_model
 from ..config import AUDIO, CROSS, TEXT, BackboneConfig, PlainLayers
 from ..errors import ConfigError
 from . import moonshine, text
 from .listening import Listener, load_listener
 from .moonshine import MLP_WIDTH, ROTARY_BASE, ROTARY_DIM
-from .package import Taught, config_of, small_config
+from .package import config_of, save_model
 from .recognisers import HEAD_DIM, HEADS
 from .teachers import WIDTH
 
-TURNED = ROTARY_DIM // 2
 # Dimension i of a head here is this one of the decoder's: first halves of pairs, then second ones, each with what stands behind it.
 ORDER = torch.tensor([*range(0, ROTARY_DIM, 2), 32, 33, *range(1, ROTARY_DIM, 2), 34, 35])
 
@@ -117,22 +114,13 @@ def _write_cross(new: Layer, old: moonshine.Layer, listener: Listener) -> None:
     mlp.down_proj.bias.copy_(centred(old.mlp.fc2.bias) * scale)
 
 
-def save(folder: Path, model: Model, run: Path) -> None:
-    """Write a model folder in float32; what it says beside the weights is the run's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float32).chmod(0o644)  # safetensors writes it for its owner alone
-    config = small_config(asdict(model.config.backbone), Taught.read(run))
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copyfile(run / "tokenizer.json", folder / "tokenizer.json")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of listening: checkpoint.pt, sizes.json, tokenizer.json")
     parser.add_argument("folder", type=Path, help="model folder to write")
     parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
     given = parser.parse_args(arguments)
-    save(given.folder, join(load_listener(given.run, averaged=not given.last)), given.run)
+    save_model(given.folder, join(load_listener(given.run, averaged=not given.last)), given.run)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,15 @@ def config_of(raw: dict[str, Any]) -> ModelConfig:
     return model_config_from_mapping(small_config(raw, Taught()))
 
 
+def save_model(folder: Path, model: Model, run: Path) -> None:
+    """Write a model folder in float32; what it says beside the weights, and its tokenizer, are those of a run's folder (or a model's)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float32).chmod(0o644)  # safetensors writes it for its owner alone
+    config = small_config(asdict(model.config.backbone), Taught.read(run))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copyfile(run / "tokenizer.json", folder / "tokenizer.json")
+
+
 def package(run: Path, folder: Path, *, averaged: bool = True) -> None:
     """Write a model folder from a run's folder; the weights are stored as float16 (half the size, and the same figures). Exported graphs
     that the folder had are removed: they are of other weights."""

@@ -10,8 +10,6 @@ what its hearing layers say is missed (a clip of speech), of v4 0.1 % (noise).
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +17,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import Model, build_model, load_model, save_checkpoint
+from ..checkpoint import Model, build_model, load_model
 from ..errors import ConfigError
-from .package import Taught, config_of, small_config
+from .package import config_of, save_model
 from .teachers import WIDTH
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -66,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     new = ungraft(load_model(given.folder))
     given.out.mkdir(parents=True)
-    save_checkpoint(given.out, new.backbone, new.projector)
-    (given.out / "config.json").write_text(json.dumps(small_config(asdict(new.config.backbone), Taught()), indent=2) + "\n")
-    shutil.copyfile(given.folder / "tokenizer.json", given.out / "tokenizer.json")
+    save_model(given.out, new, given.folder)
 
 
 if __name__ == "__main__":
