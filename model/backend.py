@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig, SpecialIds, VisionConfig
+from .config import ModelConfig, VisionConfig
 from .errors import AudioFormatError, BackendError
 
 Ids = NDArray[np.int64]  # [n] token ids
@@ -131,9 +131,12 @@ def ids_to_embed(ids: Ids, config: ModelConfig) -> Ids:
     return np.where(placeholder, special.pad, ids).astype(np.int64)
 
 
-def heard_ids(ids: Ids, special: SpecialIds) -> NDArray[np.bool_]:
-    """[n]: which of the tokens count as audio where layers have roles (``config.AUDIO``): those that begin it."""
-    return (ids == special.bos) | (ids == special.begin_of_audio)
+def heard_ids(ids: Ids, config: ModelConfig) -> NDArray[np.bool_]:
+    """[n]: which of the tokens count as audio where layers have roles (``config.AUDIO``): those that begin it, and where text's are plain
+    the one that ends it, because these look at audio without regard to place: that it ends must be heard."""
+    special = config.special
+    begins = (ids == special.bos) | (ids == special.begin_of_audio)
+    return begins | (ids == special.end_of_audio) if config.backbone.plain is not None else begins
 
 
 def next_block(heard: NDArray[np.bool_] | None, length: int, room: int | None) -> int:

@@ -113,7 +113,7 @@ class OnnxBackend:
 
     def step(self, work: Sequence[tuple[Cache, Ids]], *, wanted: Sequence[int] | None = None) -> list[Step]:
         embedded = [(_mine(cache), self.embed_ids(ids)) for cache, ids in work]
-        heard = [heard_ids(ids, self.config.special) for _, ids in work]
+        heard = [heard_ids(ids, self.config) for _, ids in work]
         return self._append(embedded, [len(ids) for _, ids in work] if wanted is None else wanted, heard)
 
     def draft(self, work: Sequence[tuple[Cache, tuple[Hidden, int, int]]]) -> list[Ids]:

@@ -125,7 +125,7 @@ class TorchBackend:
     def step(self, work: Sequence[tuple[Cache, Ids]], *, wanted: Sequence[int] | None = None) -> list[Step]:
         wanted = [len(ids) for _, ids in work] if wanted is None else wanted
         embedded = [(_mine(cache), self.embed_ids(ids)) for cache, ids in work]
-        hidden = self._append_in_blocks(embedded, [heard_ids(ids, self.config.special) for _, ids in work])
+        hidden = self._append_in_blocks(embedded, [heard_ids(ids, self.config) for _, ids in work])
         rows = [states[-count:] for states, count in zip(hidden, wanted, strict=True)]
         if not rows:
             return []

@@ -30,6 +30,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture
+def training_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the CPU multiplies bfloat16 (training.precision): what is the same but for rounding can be told from what is not."""
+    torch = pytest.importorskip("torch", reason="needs the extra train")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+
+
 @pytest.fixture(scope="session")
 def clips() -> Path:
     """The folder of short test clips; ``<name>.txt`` beside each holds its words."""

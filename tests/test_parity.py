@@ -86,7 +86,7 @@ def feed(backend: TorchBackend, cache: TorchCache, piece: Piece) -> torch.Tensor
         states = backend.hidden_states([(cache, backend.vision(backend._floats(piece.patches)))], both_ways=True)
     else:
         ids = np.array(piece.ids)
-        states = backend._append_in_blocks([(cache, backend.embed_ids(ids))], [heard_ids(ids, backend.config.special)])
+        states = backend._append_in_blocks([(cache, backend.embed_ids(ids))], [heard_ids(ids, backend.config)])
     return backend.backbone.logits(states[0])
 
 

@@ -20,7 +20,6 @@ from dragoman.model.onnx_backend import OnnxBackend
 from dragoman.model.torch_backend import TorchBackend
 from dragoman.model.training import text
 from dragoman.model.training.package import Taught, config_of, small_config
-from dragoman.model.training.precision import compute_dtype
 from dragoman.model.training.rows import IGNORE, Batch
 from dragoman.model.training.student import Depths, Student, answering
 from hypothesis import given, settings
@@ -28,12 +27,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from .tiny_models import PLAIN, ROLES, SPECIAL, WINDOW, G, L, noise, randomise, tiny_config, tiny_drafter, tiny_model
+from .tiny_models import PLAIN, ROLES, WINDOW, G, L, noise, randomise, tiny_config, tiny_drafter, tiny_model
 
 BACKEND = TorchBackend(tiny_model(11, tiny_config(**ROLES)), tiny_drafter(12), slack_tokens=40)
 PLAIN_BACKEND = TorchBackend(tiny_model(11, tiny_config(**PLAIN)), slack_tokens=40)
 Block = int | list[int]  # so many frames, or tokens
-ROUNDING = 2e-4 if compute_dtype() == torch.float32 else 0.1  # of training's products
+ROUNDING = 2e-4
 
 
 def reference(backend: TorchBackend, blocks: list[Block]) -> Tensor:
@@ -67,7 +66,7 @@ def embedded(backend: TorchBackend, blocks: list[Block]) -> tuple[Tensor, Tensor
         else:
             ids = np.array(block)
             parts.append(backend.embed_ids(ids))
-            heard.append(torch.from_numpy(heard_ids(ids, SPECIAL)))
+            heard.append(torch.from_numpy(heard_ids(ids, backend.config)))
     return torch.cat(parts), torch.cat(heard)
 
 
@@ -184,6 +183,7 @@ def batch_of(rows: list[tuple[int, list[int]]], length: int) -> Batch:
     return Batch(**made)
 
 
+@pytest.mark.usefixtures("training_in_float32")
 @pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
 @pytest.mark.parametrize("narrow", [True, False])
 def test_training_computes_what_a_stream_does(narrow: bool, kinds: dict[str, Any]) -> None:
@@ -203,8 +203,9 @@ def test_training_computes_what_a_stream_does(narrow: bool, kinds: dict[str, Any
         backend.listen([(cache, noise(i, n))])
         (step,) = backend.step([(cache, np.array([text.END_AUDIO, text.TRANSCRIBE, *words]))])
         places = torch.arange(48) if last is None else last[i]
-        at = [int((places == place).nonzero()[0, 0]) for place in range(2 + n, 4 + n + len(words))]
-        np.testing.assert_allclose(said[i, at].numpy(), torch.stack(list(step.hidden)).numpy(), atol=ROUNDING)  # type: ignore[arg-type]
+        first = 1 if kinds is PLAIN else 0  # there <audio|> is heard
+        at = [int((places == place).nonzero()[0, 0]) for place in range(2 + n + first, 4 + n + len(words))]
+        np.testing.assert_allclose(said[i, at].numpy(), torch.stack(list(step.hidden[first:])).numpy(), atol=ROUNDING)  # type: ignore[arg-type]
         heard = states[2][i, 2 : 2 + n].float()
         np.testing.assert_allclose(heard.numpy(), audio_states(backend, i, n), atol=ROUNDING)
 
@@ -220,6 +221,7 @@ def audio_states(backend: TorchBackend, seed: int, n: int) -> np.ndarray[Any, An
     return kept[-1].numpy()
 
 
+@pytest.mark.usefixtures("training_in_float32")
 @pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
 def test_every_weight_of_a_role_learns(kinds: dict[str, Any]) -> None:
     """And what a role does not have is not there: a layer of text has no MLP."""

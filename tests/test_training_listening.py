@@ -28,7 +28,6 @@ from dragoman.model.training.listening import (  # noqa: E402
     ListeningTrainer,
     RateOptions,
     audio_heard,
-    begun,
     build_trainer,
     dev_errors,
     first_layers,
@@ -79,14 +78,14 @@ def test_a_dictation_is_a_function_of_its_step(tmp_path: Path, tokenizer: tokeni
 def test_each_row_is_a_clip_and_each_of_its_words_is_asked_for(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
     given = make_dictations(tmp_path, tokenizer, wrong_tokens=0.0)[0]
     batch = given.batch
-    assert batch.ids[:, :2].tolist() == [[text.BOS, text.BEGIN_AUDIO]] * len(batch.ids) and int(batch.is_text.sum()) == 2 * len(batch.ids)
+    assert batch.ids[:, :2].tolist() == [[text.BOS, text.BEGIN_AUDIO]] * len(batch.ids) and int(batch.is_text.sum()) == 3 * len(batch.ids)
     for row, (labels, ids) in enumerate(zip(asked(given), given.ids.tolist(), strict=True)):
         assert tokenizer.decode(labels[:-1]).strip() in SENTENCES and labels[-1] == text.END
         assert ids[: len(labels)] == [text.TRANSCRIBE, *labels[:-1]] and set(ids[len(labels) :]) == {text.END}
         n = int(batch.audio_frames[row])
-        assert 18 + 12_000 // FRAME // 1.2 < n <= 94 and not batch.frames[row, 2 + n :].any() and not batch.frames[row, :2].any()
-        assert audio_heard(batch)[row].nonzero()[:, 0].tolist() == list(range(2 + n)), "and what begins it"
-    assert begun(given.ids).tolist() == [[text.END_AUDIO, *row] for row in given.ids.tolist()]
+        assert 18 + 12_000 // FRAME // 1.2 < n <= 93 and not batch.frames[row, 2 + n :].any() and not batch.frames[row, :2].any()
+        assert int(batch.ids[row, 2 + n]) == text.END_AUDIO and bool(batch.is_text[row, 2 + n])
+        assert audio_heard(batch)[row].nonzero()[:, 0].tolist() == list(range(3 + n)), "and what begins and ends it"
     assert len(batch.late) == len(batch.late_rows) > 0
 
 
@@ -165,8 +164,7 @@ def test_what_the_decoder_says_to_the_teachers_features_is_asked_for(tmp_path: P
     decode = listener.decoder.forward
 
     def hears_as_the_teacher(ids: torch.Tensor, *_: object) -> torch.Tensor:
-        said = decode(ids[:, 1:], states.view(*shape, -1), there.view(shape))
-        return torch.cat([said[:, :1], said], 1)
+        return decode(ids, states.view(*shape, -1), there.view(shape))
 
     listener.decoder.forward = hears_as_the_teacher  # type: ignore[method-assign]
     with torch.no_grad():
@@ -185,7 +183,8 @@ def test_of_cut_clips_only_words_are_asked(tmp_path: Path, tokenizer: tokenizers
     word_times(tmp_path / "store", 2, 4)
     listener, dictations = make_listener(), make_dictations(tmp_path, tokenizer, truncate=0.5)
     given = next(given for given in map(dictations.__getitem__, range(20)) if given.cut.any() and not given.cut.all())
-    wanted, known = listener._wanted(given)  # pyright: ignore[reportPrivateUsage]
+    with autocast():
+        wanted, known = listener._wanted(given)  # pyright: ignore[reportPrivateUsage]
     assert torch.equal(known.any(1), ~given.cut) and len(wanted) == int((given.labels != IGNORE).sum())
     assert set(listener(replace(given, cut=torch.ones_like(given.cut)))[1]) == {"words", "words_right", "late"}
 

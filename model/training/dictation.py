@@ -23,6 +23,7 @@ from .speech import Speech
 from .splices import FRAME
 
 FRAMES_PER_TOKEN = 4  # room for 6.25 tokens a second; Moonshine's own transcriber allows 6.5
+AROUND = (text.BOS, text.BEGIN_AUDIO, text.END_AUDIO)  # what is heard beside the frames
 SHORTEST_CUT = 8  # frames
 MISSES = 2000  # clips drawn in vain, one after the other, until the stores are said to have none that fits
 
@@ -46,7 +47,7 @@ class ClipOptions:
 
 @dataclass(frozen=True, slots=True)
 class Dictation:
-    """What is heard, and what is to be written. ``batch`` has no text but <bos><|audio> in front of the frames."""
+    """What is heard, and what is to be written. ``batch`` has no text but <bos><|audio> in front of the frames and <audio|> behind them."""
 
     batch: Batch
     ids: Tensor  # [B, L] int64: <|transcribe|>, then tokens as they are given; <eos> behind them
@@ -104,10 +105,10 @@ class Dictations(Dataset[Dictation]):
         change = augment.draw_change(speech.rooms, options.augment, rng)
         wave = change.of(wave)
         frames = len(wave) // FRAME + options.tail_frames + 8  # and up to 8 of silence in front of it
-        if not shortest <= frames <= length - 2 or len(tokens) >= length // FRAMES_PER_TOKEN:
+        if not shortest <= frames <= length - len(AROUND) or len(tokens) >= length // FRAMES_PER_TOKEN:
             return None
         row = Row(only_heard=True)
-        row.cut = cut
+        row.cut, row.ends = cut, True
         row.silence(int(rng.integers(0, 8 * FRAME)))
         row.level = augment.rms(wave)
         if clip.id in speech.tables[which]:
@@ -115,7 +116,7 @@ class Dictations(Dataset[Dictation]):
         row.parts.append(wave)
         row.samples += len(wave)
         row.silence(0 if cut else options.tail_frames * FRAME)
-        samples = np.concatenate(row.parts)[: (length - 2) * FRAME]  # of the silence a part of a frame may be too much
+        samples = np.concatenate(row.parts)[: (length - len(AROUND)) * FRAME]  # of the silence a part of a frame may be too much
         samples = augment.add_noise(samples, self._noise(rng), row.level, options.augment, rng)
         row.finish(samples, options.mask_frames, options.delay_frames, rng, options.late_frames)
         return row, tokens
@@ -143,5 +144,6 @@ class Dictations(Dataset[Dictation]):
 def whole_clip(samples: NDArray[np.float32], options: ClipOptions) -> Row:
     """A clip as it is, to be listened to: no change but the loudness, which the model does not hear."""
     row = Row(only_heard=True)
+    row.ends = True
     row.finish(np.pad(samples, (0, options.tail_frames * FRAME)), 0, options.delay_frames, np.random.default_rng(0))
     return row

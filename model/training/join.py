@@ -23,7 +23,8 @@ from ..backbone import Layer
 from ..checkpoint import Model, build_model
 from ..config import AUDIO, CROSS, TEXT, BackboneConfig, PlainLayers
 from ..errors import ConfigError
-from . import moonshine, text
+from . import moonshine
+from .dictation import AROUND
 from .listening import Listener, load_listener
 from .moonshine import MLP_WIDTH, ROTARY_BASE, ROTARY_DIM
 from .package import config_of, save_model
@@ -65,7 +66,7 @@ def join(listener: Listener) -> Model:
         new.load_state_dict(old.state_dict())
     table = model.backbone.embed_tokens.weight
     table.copy_(centred(decoder.embed_tokens.weight, 1))
-    for mark in (text.BOS, text.BEGIN_AUDIO):  # which are heard
+    for mark in AROUND:  # which are heard
         table[mark] = student.backbone.embed_tokens.weight[mark]
     theirs: list[Any] = list(decoder.layers)
     for i, old in enumerate(theirs):

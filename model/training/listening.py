@@ -6,7 +6,7 @@ The lower layers of a student and one linear layer are trained to be heard by th
 what is heard must be worth reading, and the gradient that says so comes from something that can read. It is asked for the words, and for
 all that the decoder says to what the teacher itself hears (Hinton et al., arXiv 1503.02531). Of the decoder only learns what looks at
 audio; the rest knows its English from 200,000 hours, and would learn the transcripts of a few by heart. What ships says the same to the
-last bit but rounding (:mod:`.join`): audio begins with <bos><|audio>, text with <audio|><|transcribe|>.
+last bit but rounding (:mod:`.join`): <bos><|audio>, frames and <audio|> are heard, text begins with <|transcribe|>.
 
 A file needs the keys ``folder``, ``stores`` (which exist: ``run prepare`` makes them) and ``start_from``. All other keys have defaults;
 they are the fields of ListeningOptions and RateOptions (here), StoreOptions (``prepare``), ClipOptions (``dictation``) and AugmentOptions
@@ -41,7 +41,7 @@ from ..scoring import word_errors
 from . import pieces, text
 from .augment import AugmentOptions
 from .batches import Batches
-from .dictation import ClipOptions, Dictation, Dictations, whole_clip
+from .dictation import AROUND, ClipOptions, Dictation, Dictations, whole_clip
 from .heads import FAR_STEP, HEAD_BATCHES, least_squares
 from .moonshine import Decoder, load_decoder, run_layer
 from .optim import Muon, split_parameters
@@ -158,8 +158,8 @@ class Listener(nn.Module):
         batch, weights = dictation.batch, self.weights
         with autocast():
             heard, asked = self.hear(batch), dictation.labels != IGNORE
-            said = self.decoder(begun(dictation.ids), self.states(heard), audio_heard(batch))[:, 1:]
-            logits, labels = self.decoder.logits(said[asked]).float().log_softmax(-1), dictation.labels[asked]
+            said = self.decoder(dictation.ids, self.states(heard), audio_heard(batch))[asked]
+            logits, labels = self.decoder.logits(said).float().log_softmax(-1), dictation.labels[asked]
             losses = {"words": F.nll_loss(logits, labels)}
             figures = {"words_right": float((logits.argmax(-1) == labels).float().mean())}
             if weights.said and len(batch.late):
@@ -186,14 +186,9 @@ class Listener(nn.Module):
 
 
 def audio_heard(batch: Batch) -> Tensor:
-    """[B, T] bool: positions of audio, and of what begins it, which text looks at too."""
+    """[B, T] bool: positions of audio, and of what begins and ends it, which text looks at too."""
     places = torch.arange(batch.ids.shape[1])
-    return places < 2 + batch.audio_frames[:, None]
-
-
-def begun(ids: Tensor) -> Tensor:
-    """[B, L] → [B, 1 + L]: <audio|> in front, of which the decoder knows nothing: its row is zero."""
-    return F.pad(ids, (1, 0), value=text.END_AUDIO)
+    return places < len(AROUND) + batch.audio_frames[:, None]
 
 
 class ListeningTrainer(Trainer):
@@ -232,9 +227,9 @@ def dev_errors(listener: Listener, speech: Speech, tokenizer: tokenizers.Tokeniz
     with autocast(), listener.uncompiled():
         for first in range(0, len(chosen), CLIPS_AT_ONCE):
             rows = [whole_clip(speech.stores[which].samples(clip), options) for which, clip, _ in chosen[first : first + CLIPS_AT_ONCE]]
-            batch = collate(rows, 2 + max(len(row.frames) for row in rows), speech.spread)
+            batch = collate(rows, len(AROUND) + max(len(row.frames) for row in rows), speech.spread)
             limits = [2 + int(frames / FRAMES_PER_S * TOKENS_PER_S) for frames in batch.audio_frames.tolist()]
-            states, begin = listener.states(listener.hear(batch)), (text.END_AUDIO, text.TRANSCRIBE)
+            states, begin = listener.states(listener.hear(batch)), (text.TRANSCRIBE,)
             found = listener.decoder.greedy(states, audio_heard(batch), limits, begin=begin, end=text.END)
             said += [tokenizer.decode(ids).strip() for ids in found]
     wer = word_errors([words for _, _, words in chosen], said).rate

@@ -50,6 +50,7 @@ class Row:
         self.level = 0.0
         self.labelled = False
         self.cut = False  # the audio ends inside an utterance
+        self.ends = False  # <audio|> is heard behind its frames (``backend.heard_ids``)
         self.tokens: list[int] = []
         self.given: list[int] | None = None  # the tokens as the model is shown them; None: as they are
         self.language: str | None = None  # translated into
@@ -119,6 +120,8 @@ def collate(rows: list[Row], length: int, spread: tuple[NDArray[np.float32], NDA
             ids[i], is_text[i] = [text.BOS, *row.tokens[: length - 1]], True
             labels[i, :-1] = np.where(ids[i, 1:] == text.TRANSCRIBE, IGNORE, ids[i, 1:])  # that a sentence follows is not for it to say
             continue
+        if row.ends:
+            ids[i, 2 + n], is_text[i, 2 + n] = text.END_AUDIO, True
         if row.labelled:
             tail = [text.END_AUDIO, text.TRANSCRIBE, *row.tokens, text.END]
             if row.language is not None:

@@ -121,7 +121,7 @@ class Student(nn.Module):
         length, roles = batch.ids.shape[1], self.config.backbone.layer_roles
         rotary, mask = self.surroundings(length)
         at = torch.arange(length).expand(len(batch.ids), -1) if last is None else last
-        heard = heard_positions(batch)
+        heard = heard_positions(batch, self.config)
         before = mask[at]
         text_mask = before.gather(2, at[:, None].expand(-1, at.shape[1], -1)) + -1e4 * heard.gather(1, at)[:, None]
         audio_mask = before + -1e4 * ~heard[:, None]
@@ -283,9 +283,10 @@ def _run_last(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: fl
     return layer.settle(x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])), seen, dropout)
 
 
-def heard_positions(batch: Batch) -> Tensor:
+def heard_positions(batch: Batch, config: ModelConfig) -> Tensor:
     """[B, T]: what is audio where layers have roles, as in ``backend.heard_ids``."""
-    return ~batch.is_text | (batch.ids == text.BOS) | (batch.ids == text.BEGIN_AUDIO)
+    heard = ~batch.is_text | (batch.ids == text.BOS) | (batch.ids == text.BEGIN_AUDIO)
+    return heard if config.backbone.plain is None else heard | (batch.ids == text.END_AUDIO)
 
 
 def answering(labels: Tensor) -> Tensor | None:
