@@ -57,6 +57,7 @@ from .teachers import SPREAD, WIDTH
 from .trainer import Trainer, TrainOptions
 
 FRAMES_PER_S = 25
+CUT_TOKENS = 5  # before a cut, <eos> among them: three words or so
 CLIPS_AT_ONCE = 12  # of a dev split, that are about equally long
 
 
@@ -175,14 +176,16 @@ class Listener(nn.Module):
     @torch.no_grad()
     def _wanted(self, dictation: Dictation) -> tuple[Tensor, Tensor]:
         """What the published decoder says to the teacher's features, where something is asked for: logarithms [n, V]. And of which tokens
-        [B, L] that is worth knowing: of rows with features whose audio is not cut (where it is, the decoder itself does not see the end,
-        and goes on in circles)."""
+        [B, L] that is worth knowing: of rows with features, and where audio is cut not of the last ones (there the decoder itself does
+        not see the end, and goes on in circles)."""
         batch, shape = dictation.batch, dictation.batch.ids.shape
         states, there = torch.zeros(shape.numel(), WIDTH), torch.zeros(shape.numel(), dtype=torch.bool)
         states[batch.late_rows], there[batch.late_rows] = batch.late.float() * self.spread + self.mean, True
         states, there, decoder = states.view(*shape, WIDTH).to(compute_dtype()), there.view(shape), self._knows[0]
-        said = decoder(dictation.ids, states, there)[dictation.labels != IGNORE]
-        return decoder.logits(said).float().log_softmax(-1), (there.any(1) & ~dictation.cut)[:, None].expand_as(dictation.ids)
+        asked = dictation.labels != IGNORE
+        known = asked.sum(1) - CUT_TOKENS * dictation.cut
+        said = decoder.logits(decoder(dictation.ids, states, there)[asked]).float().log_softmax(-1)
+        return said, there.any(1)[:, None] & (torch.arange(asked.shape[1]) < known[:, None])
 
 
 def audio_heard(batch: Batch) -> Tensor:
