@@ -169,7 +169,6 @@ class ModelConfig:
     longest_segment_s: float = 12.0  # beyond it a segment is ended and a new trunk begins
     longest_positions: int | None = None  # the same for prompt, audio and tail together, in positions; None: any number
     targets: tuple[str, ...] = ()  # languages that a model of format "tokens" was taught to translate into, ISO 639-1; "gemma4" knows all
-    hearing_layers: int = 0  # of a graft, as v3 and v4 are: training holds what joins them to the layers above; other models: 0
     hearing_delay_ms: int = 0  # how long after a sound the model writes what it was; word times are earlier by this much
 
 
@@ -195,7 +194,6 @@ _OWN_KEYS = {
     "stop",
     "targets",
     "hearing_delay_ms",
-    "hearing_layers",
     "layer_roles",
     "plain_layers",
 }
@@ -209,8 +207,6 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
     stop, delay_ms = own.pop("stop", None), own.get("hearing_delay_ms", 0)
     if not isinstance(delay_ms, int) or not 0 <= delay_ms <= 5000:
         raise ConfigError(f"hearing_delay_ms is {delay_ms!r} in section 'dragoman', expected whole ms from 0 to 5000")
-    if not isinstance(layers := own.get("hearing_layers", 0), int) or layers < 0:
-        raise ConfigError(f"hearing_layers is {layers!r} in section 'dragoman', expected a number of layers, or 0")
     longest_s = own.get("longest_segment_s", 12.0)
     if not isinstance(longest_s, int | float) or not 0 < longest_s <= _MOST_SEGMENT_S:
         raise ConfigError(f"longest_segment_s is {longest_s!r} in section 'dragoman', expected seconds above 0, up to {_MOST_SEGMENT_S:g}")

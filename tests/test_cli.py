@@ -150,16 +150,15 @@ train: {{steps: 2, warmup_steps: 1, mel_steps: 0, hearing_steps: 0, log_every: 1
     assert json.loads((tmp_path / "run" / "taught.json").read_text()) == {
         "delay_frames": 6,
         "targets": ["de", "fr", "es"],
-        "hearing_layers": 0,
     }, "what the model that it began with had been taught"
     package([str(tmp_path / "run"), str(tmp_path / "tuned")])
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["dragoman"]["hearing_delay_ms"] == 240 + 160, (
         "6 frames of delay, and what measuring adds"
     )
-    (tmp_path / "run" / "taught.json").write_text('{"delay_frames": 8, "targets": ["de"], "hearing_layers": 1}')
+    (tmp_path / "run" / "taught.json").write_text('{"delay_frames": 8, "targets": ["de"]}')
     package([str(tmp_path / "run"), str(tmp_path / "other")])
     other = json.loads((tmp_path / "other" / "config.json").read_text())["dragoman"]
-    assert (other["hearing_delay_ms"], other["targets"], other["hearing_layers"]) == (320 + 160, ["de"], 1)
+    assert (other["hearing_delay_ms"], other["targets"]) == (320 + 160, ["de"])
     assert main(["transcribe", str(clips / "market.flac"), "--model", str(tmp_path / "tuned"), "--json", "--threads", "1"]) == 0
     assert '"final"' in capsys.readouterr().out
 

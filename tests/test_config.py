@@ -83,10 +83,6 @@ def test_our_own_section_is_read_and_checked() -> None:
     for wrong in (-1, 2.5, "240", 9000):
         with pytest.raises(ConfigError, match=f"hearing_delay_ms is {wrong!r} .* expected whole ms from 0 to 5000"):
             read(dragoman={"hearing_delay_ms": wrong})
-    assert (own.hearing_layers, read(dragoman={"hearing_layers": 8}).hearing_layers) == (0, 8)
-    for wrong in (-1, "8", 2.0):
-        with pytest.raises(ConfigError, match=f"hearing_layers is {wrong!r} .* expected a number of layers, or 0"):
-            read(dragoman={"hearing_layers": wrong})
     assert (own.targets, read(dragoman={"targets": ["de"]}).targets) == ((), ("de",))
     for odd in ("de", [1], {"de": 1}):
         with pytest.raises(ConfigError, match="targets is .* in section 'dragoman', expected a list of languages"):

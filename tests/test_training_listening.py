@@ -106,6 +106,17 @@ def test_cut_clips_ask_only_for_words_heard(tmp_path: Path, tokenizer: tokenizer
     assert all(len(labels) > 4 for labels in asked(make_dictations(tmp_path, tokenizer, truncate=0.0)[0]))
 
 
+def test_where_nobody_speaks_nothing_is_written(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    dictations = make_dictations(tmp_path, tokenizer, nobody=1.0)
+    loudest: list[float] = []
+    for given in (dictations[step] for step in range(4)):
+        assert asked(given) == [[text.END]] * 4 and len(given.batch.late) == 0 and not given.cut.any()
+        assert all(8 <= n <= 93 for n in given.batch.audio_frames.tolist())
+        loudest += given.batch.frames.abs().amax((1, 2)).tolist()
+    assert 0 < sum(level == 0 for level in loudest) < len(loudest), "also where there is nothing at all"
+    assert set(make_listener()(given)[1]) == {"words", "words_right"}
+
+
 def test_wrong_tokens_are_shown_and_right_ones_asked_for(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
     right, spoilt = (make_dictations(tmp_path, tokenizer, wrong_tokens=share)[0] for share in (0.0, 0.5))
     assert torch.equal(right.labels, spoilt.labels)
@@ -313,7 +324,7 @@ def test_a_run_is_built_saved_and_read_again(tmp_path: Path, tokenizer: tokenize
     assert torch.equal(trainer.averaged["adapt.weight"], trainer.listener.adapt.weight)
     trainer.update(trainer.dictations[0])
     trainer.save()
-    assert json.loads((tmp_path / "run" / "taught.json").read_text()) == {"delay_frames": 6, "targets": [], "hearing_layers": 0}
+    assert json.loads((tmp_path / "run" / "taught.json").read_text()) == {"delay_frames": 6, "targets": []}
     again, read = build_trainer(options), load_listener(tmp_path / "run", averaged=False)
     assert again.step == 1
     for listener in (again.listener, read):

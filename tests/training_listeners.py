@@ -27,7 +27,7 @@ def make_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 def make_dictations(folder: Path, tokenizer: tokenizers.Tokenizer, **options: object) -> Dictations:
     if not (folder / "store").exists():
         make_store(folder / "store")
-    given = {"lengths": (96,), "positions": 384, **options}
+    given = {"lengths": (96,), "positions": 384, "nobody": 0.0, **options}
     return Dictations(Speech([(folder / "store", 1.0)], None), tokenizer, ClipOptions(**given), seed=7)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..config import SAMPLE_RATE
 from ..errors import ConfigError
 from . import augment, text
 from .augment import AugmentOptions
@@ -38,6 +39,7 @@ class ClipOptions:
     late_frames: int = 12  # how long after a sound the teacher's feature of it is asked for
     tail_frames: int = 10  # of silence behind a clip that is whole
     truncate: float = 0.3  # share of the clips with known word times that are cut at a random moment
+    nobody: float = 0.04  # share of the rows in which nobody speaks
     mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
     wrong_tokens: float = 0.1  # share of tokens that are given wrong as input: what comes next must be heard, not guessed
     augment: AugmentOptions = field(
@@ -94,6 +96,8 @@ class Dictations(Dataset[Dictation]):
     def _row(self, shortest: int, length: int, rng: np.random.Generator) -> tuple[Row, list[int]] | None:
         """A clip as a row, and its tokens; None if it does not fit."""
         options, speech = self.options, self.speech
+        if rng.random() < options.nobody:
+            return self._nobody(max(shortest, SHORTEST_CUT), length - len(AROUND), rng), []
         which, clip, words = speech.draw(rng, True)
         wave, ends = speech.stores[which].samples(clip), speech.word_ends[which].get(clip.id)
         cut = ends is not None and rng.random() < options.truncate
@@ -120,6 +124,24 @@ class Dictations(Dataset[Dictation]):
         samples = augment.add_noise(samples, self._noise(rng), row.level, options.augment, rng)
         row.finish(samples, options.mask_frames, options.delay_frames, rng, options.late_frames)
         return row, tokens
+
+    def _nobody(self, fewest: int, most: int, rng: np.random.Generator) -> Row:
+        """So many frames of a noise, of hiss, of tones or of nothing, in equal shares. How loud, no model of this kind hears."""
+        samples = int(rng.integers(fewest, most + 1)) * FRAME
+        noise, kind = self._noise(rng), int(rng.integers(4))
+        if kind == 0 and noise is not None and len(noise):
+            wave = np.resize(np.roll(noise, -int(rng.integers(len(noise)))), samples)
+        elif kind == 1:
+            wave = augment.tilt_spectrum(rng.standard_normal(samples, dtype=np.float32), float(rng.uniform(-0.9, 0.9)))
+        elif kind == 2:
+            pitches = rng.uniform(50, 2000, int(rng.integers(1, 5)))
+            wave = 0.1 * np.sin(2 * np.pi * pitches[:, None] * np.arange(samples) / SAMPLE_RATE).sum(0)
+        else:
+            wave = np.zeros(samples)
+        row = Row(only_heard=True)
+        row.ends = True
+        row.finish(wave.astype(np.float32), 0, self.options.delay_frames, rng)
+        return row
 
     def _noise(self, rng: np.random.Generator) -> NDArray[np.float32] | None:
         if not self.speech.noise:

@@ -30,7 +30,6 @@ class Taught:
 
     delay_frames: int = BatchOptions().delay_frames
     targets: tuple[str, ...] = ()  # languages of translations
-    hearing_layers: int = 0  # of a graft (held.py)
 
     @classmethod
     def read(cls, run: Path) -> Taught:
@@ -39,7 +38,7 @@ class Taught:
         if not path.exists():
             return cls()
         raw = json.loads(path.read_text())
-        return cls(int(raw["delay_frames"]), tuple(raw["targets"]), int(raw.get("hearing_layers", 0)))
+        return cls(int(raw["delay_frames"]), tuple(raw["targets"]))
 
     def write(self, run: Path) -> None:
         (run / "taught.json").write_text(json.dumps(asdict(self)) + "\n")
@@ -72,7 +71,6 @@ def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
             "stop": [text.END],
             "targets": list(taught.targets),
             "hearing_delay_ms": taught.delay_frames * FRAME * 1000 // SAMPLE_RATE + WRITTEN_LATE_MS,
-            **({"hearing_layers": taught.hearing_layers} if taught.hearing_layers else {}),
             **({"layer_roles": list(roles)} if roles else {}),
             **({"plain_layers": dict(plain)} if plain is not None else {}),
         },

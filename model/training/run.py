@@ -18,7 +18,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ from .align import align, train_probe
 from .batches import Batches, BatchOptions
 from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
 from .heads import FAR_STEP, HEAD_BATCHES, fit_heads
-from .held import hold
 from .labels import write_labels
 from .ngrams import count
 from .options import read_yaml, sentences_of
@@ -196,12 +195,9 @@ def build_trainer(options: RunOptions) -> Trainer:
     (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
     targets = options.translations if options.batches.translate or options.batches.pairs else ()
     known = () if start is None else config.targets
-    Taught(options.batches.delay_frames, tuple(dict.fromkeys([*known, *targets])), config.hearing_layers).write(run)
-    if config.hearing_layers:
-        hold(student, config.hearing_layers)
+    Taught(options.batches.delay_frames, tuple(dict.fromkeys([*known, *targets]))).write(run)
     batches = _batches(options, tokenizer, options.train.seed)
-    # Decay would shrink what is held, too.
-    trainer = Trainer(student, batches, run, replace(options.train, weight_decay=0.0) if config.hearing_layers else options.train)
+    trainer = Trainer(student, batches, run, options.train)
     if not trainer.resume() and start is not None:
         fit_heads(student, (batches[FAR_STEP + i] for i in range(HEAD_BATCHES)))
     return trainer
