@@ -272,7 +272,7 @@ def choose_pieces(options: ListeningOptions, speech: Speech) -> tokenizers.Token
     counts = pieces.count_pieces(whole, (words for _, _, words in speech.labelled))
     counts += pieces.count_pieces(whole, sentences_of(options.texts))
     try:
-        return pieces.smaller(whole, counts, options.vocabulary)[0]
+        return pieces.smaller(whole, counts, options.vocabulary)
     except ValueError as error:
         raise ConfigError(f"vocabulary: {error}") from error
 

@@ -69,8 +69,8 @@ def count_pieces(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[int]:
     return counts
 
 
-def smaller(tokenizer: Tokenizer, counts: Mapping[int, int], size: int) -> tuple[Tokenizer, list[int]]:
-    """A tokenizer of exactly ``size`` ids, and the old id of each, −1 for none: the row of the teacher's embedding that it takes.
+def smaller(tokenizer: Tokenizer, counts: Mapping[int, int], size: int) -> Tokenizer:
+    """A tokenizer of exactly ``size`` ids; :func:`old_ids` names the row of the teacher's embedding that each of them takes.
 
     First our special tokens (text.py), of which <|transcribe|> takes the row of Moonshine's <s> and <eos> that of </s>. Then, in their
     old order: 256 bytes, CHARACTERS, and the pieces with the highest counts, each with the pieces that it is merged from, so that
@@ -96,8 +96,7 @@ def smaller(tokenizer: Tokenizer, counts: Mapping[int, int], size: int) -> tuple
     body = sorted(kept, key=vocabulary.__getitem__)
     ids = {piece: i for i, piece in enumerate([*SPECIAL_TOKENS, *body])}
     left_over = [(left, right) for left, right in merges if left in kept and right in kept and left + right in kept]
-    made = _tokenizer(ids, left_over, SPECIAL_TOKENS)
-    return made, old_ids(made, tokenizer)
+    return _tokenizer(ids, left_over, SPECIAL_TOKENS)
 
 
 def old_ids(small: Tokenizer, whole: Tokenizer) -> list[int]:
