@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from dragoman.model.training.listening import (  # noqa: E402
 )
 from dragoman.model.training.package import Taught  # noqa: E402
 from dragoman.model.training.teachers import WIDTH  # noqa: E402
+from dragoman.model.training.unjoin import unjoin  # noqa: E402
 from dragoman.model.work import run as run_job  # noqa: E402
 
 from .onnx_models import onnx_backend  # noqa: E402
@@ -99,6 +102,34 @@ def test_both_runtimes_say_it(model: Model, dictation: Dictation) -> None:
         steps += backend.step([(cache, np.array([text.END_AUDIO, *dictation.ids[0, :TOKENS].tolist()]))])
     assert steps[0].ids.tolist() == steps[1].ids.tolist()
     np.testing.assert_allclose(steps[0].logprobs, steps[1].logprobs, atol=1e-4)
+
+
+@pytest.mark.usefixtures("training_in_float32")
+def test_a_listener_takes_back_what_was_joined(listener: Listener, model: Model, dictation: Dictation, tmp_path: Path) -> None:
+    """Also after ``smooth`` has moved gains about."""
+    other = make_listener(decoder_layers=2, hidden_size=WIDTH, seed=9).eval()
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for given, layer in zip(listener.decoder.layers, other.decoder.layers, strict=True):
+            layer.load_state_dict(given.state_dict())
+            torch.nn.init.normal_(layer.encoder_attn.k_proj.weight)  # pyright: ignore
+        other.decoder.embed_tokens.load_state_dict(listener.decoder.embed_tokens.state_dict())
+        other.decoder.norm.load_state_dict(listener.decoder.norm.state_dict())
+        other.student.load_state_dict(listener.student.state_dict())
+        other.adapt.weight.copy_(torch.linalg.qr(other.adapt.weight)[0])
+        for layer in model.backbone.layers:
+            if (layer := cast("Any", layer)).self_attn.plain and not layer.self_attn.turns:
+                factor = torch.rand(WIDTH) + 0.5
+                layer.input_layernorm.weight.mul_(factor)
+                for matrix in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                    matrix.weight.div_(factor)
+    before = said(other, dictation)
+    unjoin(model, other.decoder, other.adapt, other.mean, other.spread)
+    for was, got, wanted in zip(before, said(other, dictation), said(listener, dictation), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=TOLERANCE * wanted.std())
+        assert np.abs(was - wanted).max() > 0.1 * wanted.std()
+    with pytest.raises(ConfigError, match="decoder_layers are 1, expected 2"):
+        unjoin(model, make_listener(hidden_size=WIDTH).decoder, other.adapt, other.mean, other.spread)
 
 
 def test_other_widths_are_refused() -> None:

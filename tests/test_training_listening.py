@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from dataclasses import replace
@@ -334,6 +335,30 @@ def test_a_run_is_built_saved_and_read_again(tmp_path: Path, tokenizer: tokenize
     assert torch.equal(averaged.adapt.weight, trainer.averaged["adapt.weight"])
     with pytest.raises(ConfigError, match="holds no checkpoint.pt"):
         load_listener(tmp_path / "start")
+
+
+@pytest.mark.usefixtures("training_in_float32")
+def test_a_run_goes_on_from_all_that_listening_made(
+    tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pieces, and what looks at audio: of the published decoder comes the rest."""
+    listener, folder = make_listener(hidden_size=WIDTH).eval(), tmp_path / "joined"
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    save_model(folder, join(listener), tmp_path)
+    published = copy.deepcopy(listener.decoder)
+    for p in published.layers[0].encoder_attn.parameters():  # type: ignore[union-attr]
+        torch.nn.init.normal_(p, std=0.1)
+    monkeypatch.setattr(listening, "published_decoder", lambda tokenizer, layers: published)
+    monkeypatch.setattr(listening, "HEAD_BATCHES", 8)
+    trainer = build_trainer(run_options(tmp_path, start_from=str(folder)))
+    assert (tmp_path / "run" / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
+    given = trainer.dictations[0]
+    with torch.no_grad():
+        found, wanted = (
+            one.decoder(given.ids, one.states(one.hear(given.batch)), audio_heard(given.batch)) for one in (trainer.listener, listener)
+        )
+    assert float((found - wanted).abs().max()) < 0.02 * float(wanted.std())
+    assert torch.equal(trainer.averaged["decoder.layers.0.encoder_attn.k_proj.weight"], published.layers[0].encoder_attn.k_proj.weight)  # type: ignore[union-attr]
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import argparse
 import copy
 import json
 import re
+import shutil
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ from .speech import Speech
 from .student import Depths, Student
 from .teachers import SPREAD, WIDTH
 from .trainer import Trainer, TrainOptions
+from .unjoin import unjoin
 
 FRAMES_PER_S = 25
 CUT_TOKENS = 5  # before a cut, <eos> among them: three words or so
@@ -92,7 +94,7 @@ class ListeningOptions:
     __pydantic_config__ = ConfigDict(extra="forbid")
     folder: str  # checkpoints and log
     stores: tuple[StoreOptions, ...]
-    start_from: str  # a model folder whose lower layers begin
+    start_from: str  # a model folder whose lower layers begin; one that listening made gives its pieces and all that it has learnt
     layers: int = 8  # of them
     decoder_layers: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # of the published decoder
     vocabulary: int = 14_000  # pieces that are kept, those used most; with fewer its English suffers (docs/training.md, a twelfth time)
@@ -298,8 +300,11 @@ def build_trainer(options: ListeningOptions) -> ListeningTrainer:
     torch.set_num_threads(rates.threads)
     torch.set_flush_denormal(True)
     speech = speech_of(options)
-    student = first_layers(user_path(options.start_from), options.layers)
-    if not (run / "tokenizer.json").exists():
+    start = user_path(options.start_from)
+    student, joined = first_layers(start, options.layers), read_model_config(start).backbone.plain is not None
+    if not (run / "tokenizer.json").exists() and joined:
+        shutil.copyfile(start / "tokenizer.json", run / "tokenizer.json")
+    elif not (run / "tokenizer.json").exists():
         choose_pieces(options, speech).save(str(run / "tokenizer.json"))
     tokenizer = read_tokenizer(run)
     decoder = published_decoder(tokenizer, options.decoder_layers)
@@ -310,6 +315,8 @@ def build_trainer(options: ListeningOptions) -> ListeningTrainer:
     trainer = ListeningTrainer(listener, dictations, run, rates)
     if not trainer.resume():
         fit_adapt(listener, [dictations[FAR_STEP + i].batch for i in range(HEAD_BATCHES)])
+        if joined:
+            unjoin(load_model(start), decoder, listener.adapt, listener.mean, listener.spread)
         trainer.averaged |= {name: value.clone() for name, value in listener.state_dict().items()}
     return trainer
 
