@@ -34,7 +34,7 @@ from .cache import SLACK_TOKENS, SLIDING, Mask, new_ring
 from .config import AUDIO, TEXT, BackboneConfig, ModelConfig
 from .errors import BackendError, CacheError, TaskError
 from .graph_weights import NOTE
-from .onnx_cache import OnnxCache, Store
+from .onnx_cache import End, OnnxCache, Store
 
 ort: Any = onnxruntime  # untyped
 FORMAT = 1
@@ -60,6 +60,8 @@ class OnnxBackend:
         self.precision, self.exported_from = _read_note(graphs)
         self._table: NDArray[Any] = _read_table(graphs / "embeddings.npy", config.backbone)
         self._scale = np.float32(config.backbone.hidden_size**0.5)
+        self._hears_end = bool(heard_ids(np.array([config.special.end_of_audio]), config)[0])
+        self._end_of_audio = self.embed_ids(np.array([config.special.end_of_audio])) if self._hears_end else np.zeros(0, np.float32)
         roles = bool(config.backbone.layer_roles)
         self._backbones = dict.fromkeys((True, False), "backbone") if not roles else {True: AUDIO, False: TEXT}  # by whether it is audio
         busy = threads or max(_threads(graphs / f"{name}.data", None) for name in self._backbones.values())
@@ -101,7 +103,7 @@ class OnnxBackend:
             embedded = self._embed_frames(np.concatenate([frames for _, frames in heard]))
             ends = np.cumsum([len(frames) for _, frames in heard])[:-1]
             work = [(_mine(cache), x) for (cache, _), x in zip(heard, np.split(embedded, ends), strict=True)]
-            self._append(work, [0] * len(work), [np.ones(len(x), np.bool_) for _, x in work])
+            self._append(work, [0] * len(work), [np.ones(len(x), np.bool_) for _, x in work], may_end=self._hears_end)
 
     def look(self, work: Sequence[tuple[Cache, Floats]]) -> None:
         if self._vision is None or self.config.vision is None:
@@ -113,8 +115,9 @@ class OnnxBackend:
 
     def step(self, work: Sequence[tuple[Cache, Ids]], *, wanted: Sequence[int] | None = None) -> list[Step]:
         embedded = [(_mine(cache), self.embed_ids(ids)) for cache, ids in work]
-        heard = [heard_ids(ids, self.config) for _, ids in work]
-        return self._append(embedded, [len(ids) for _, ids in work] if wanted is None else wanted, heard)
+        heard, counts = [heard_ids(ids, self.config) for _, ids in work], [len(ids) for _, ids in work] if wanted is None else wanted
+        ends = [self._hears_end and int(ids[0]) == self.config.special.end_of_audio for _, ids in work]
+        return self._append(embedded, counts, heard, ends=ends)
 
     def draft(self, work: Sequence[tuple[Cache, tuple[Hidden, int, int]]]) -> list[Ids]:
         return [self._draft(_mine(cache), _state(hidden), token, count) for cache, (hidden, token, count) in work]
@@ -132,41 +135,63 @@ class OnnxBackend:
         return self._vision.run(["x"], {"patches": _floats(patches).reshape(len(rows), -1), "rows": rows, "columns": columns})[0]
 
     def _append(
-        self, work: Sequence[tuple[OnnxCache, Floats]], wanted: Sequence[int], heard: Sequence[Mask], *, both_ways: bool = False
+        self,
+        work: Sequence[tuple[OnnxCache, Floats]],
+        wanted: Sequence[int],
+        heard: Sequence[Mask],
+        *,
+        both_ways: bool = False,
+        may_end: bool = False,
+        ends: Sequence[bool] | None = None,
     ) -> list[Step]:
         """Append embeddings [n, d], of which ``heard`` [n] is audio, to each cache; answers for the last ``wanted`` positions of each. A
-        failure takes everything back that the slack still reaches."""
+        failure takes everything back that the slack still reaches. ``ends``: which of them begin with <audio|>; ``may_end``: nearly every
+        block of audio is followed by a hypothesis, so its forward computes that token as well."""
         check_apart([cache for cache, _ in work])
         if both_ways:
             for cache, x in work:
                 cache.check_room(len(x))
         marks = [(cache, cache.length) for cache, _ in work]
         try:
-            given = zip(work, wanted, heard, strict=True)
-            return [self._append_one(cache, x, count, sides, both_ways) for (cache, x), count, sides in given]
+            given = zip(work, wanted, heard, ends or [False] * len(work), strict=True)
+            return [self._append_one(cache, x, count, sides, both_ways, may_end, end) for (cache, x), count, sides, end in given]
         except BaseException:
             for cache, length in marks:
                 with suppress(CacheError):
                     cache.truncate(length)
             raise
 
-    def _append_one(self, cache: OnnxCache, x: Floats, wanted: int, heard: Mask, both_ways: bool) -> Step:
+    def _append_one(self, cache: OnnxCache, x: Floats, wanted: int, heard: Mask, both_ways: bool, may_end: bool, ends: bool) -> Step:
         """Cut where a rolled cache has no more room, where the head would have too many rows (exact: causal), and where layers have roles
         between audio and text."""
+        if ends and cache.ends and wanted < len(x):
+            self._write_end(cache)
+            x, heard = x[1:], heard[1:]
         answers: list[Step] = []
         silent = len(x) - min(wanted, len(x))
         while len(x):
             longest = _HEAD_ROWS if silent <= 0 else silent if len(x) - silent > _HEAD_ROWS else len(x)
             count = next_block(heard if self.config.backbone.layer_roles else None, min(longest, len(x)), cache.room)
             rows = np.arange(max(0, silent), count, dtype=np.int64)
-            answers.append(self._forward(cache, x[:count], rows, bool(heard[0]), both_ways))
+            and_end = may_end and count == len(x) and (cache.room is None or cache.room > count)
+            answers.append(self._forward(cache, x[:count], rows, bool(heard[0]), both_ways, and_end=and_end))
             x, heard, silent = x[count:], heard[count:], silent - count
         if len(answers) == 1:
             return answers[0]
         hidden = [state for answer in answers for state in answer.hidden]
         return Step(np.concatenate([a.ids for a in answers]), np.concatenate([a.logprobs for a in answers]), hidden)
 
-    def _forward(self, cache: OnnxCache, x: Floats, rows: Ids, heard: bool, both_ways: bool) -> Step:
+    def _write_end(self, cache: OnnxCache) -> None:
+        """Append <audio|>, of which the last block of audio has left what it would leave."""
+        assert cache.end is not None, "the cache ends"
+        cache.reserve(1, True)
+        for store, slots in cache.append(1, True).items():
+            cache.stores[store].write(slots, *cache.end.kept[store])
+
+    def _forward(self, cache: OnnxCache, x: Floats, rows: Ids, heard: bool, both_ways: bool, *, and_end: bool = False) -> Step:
+        """``and_end``: <audio|> goes through behind x, and is not appended."""
+        kept = len(x)
+        x = np.concatenate([x, self._end_of_audio]) if and_end else x
         count, first, name = len(x), cache.length, self._backbones[heard]
         cache.reserve(count, heard)
         inputs: dict[str, NDArray[Any]] = {"x": x, "positions": np.arange(first, first + count, dtype=np.int64), "rows": rows}
@@ -182,8 +207,13 @@ class OnnxBackend:
                 mask = np.where(np.arange(store.slots) < store.ring.slots_used, np.float32(0), _LOWEST)[None]
             inputs[f"mask.{store_name}"] = mask
         out = self._run(name, cache, self._layers[name], inputs)
-        for store_name, slots in cache.append(count, heard).items():
-            cache.stores[store_name].write(slots, out[f"new_keys.{store_name}"], out[f"new_values.{store_name}"])
+        made = {name: (out[f"new_keys.{name}"], out[f"new_values.{name}"]) for name in taking}
+        for store_name, slots in cache.append(kept, heard).items():
+            keys, values = made[store_name]
+            cache.stores[store_name].write(slots, keys[..., :kept], values[:, :, :kept])
+        if heard:
+            ended = {name: (keys[..., kept:].copy(), values[:, :, kept:].copy()) for name, (keys, values) in made.items()}
+            cache.end = End(cache.length, ended) if and_end else None
         if len(rows) == 0:
             return Step(np.zeros(0, np.int64), np.zeros(0, np.float32), [])
         ids, logprobs = self._head.run(["ids", "logprobs"], {"hidden": out["hidden"]})

@@ -55,11 +55,30 @@ class Store:
         return Store(self.ring.copy(), self.keys[..., :used].copy(), self.values[:, :, :used].copy())
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """Of the token that ends audio after ``length`` positions: for each store keys [layers, Hkv, D, 1] and values [layers, Hkv, 1, D]."""
+
+    length: int
+    kept: dict[str, tuple[Floats, Floats]]
+
+
 @dataclass(slots=True)
 class OnnxCache(RingCache[Store]):
     """The state of one stream."""
 
     _bound: dict[str, Any] = field(default_factory=dict[str, Any])  # session → its I/O binding with these arrays
+    end: End | None = None  # what <audio|> would leave behind what is heard, where a model hears it
+
+    @property
+    def ends(self) -> bool:
+        """Whether ``end`` belongs to what the cache holds now."""
+        return self.end is not None and self.end.length == self.length
+
+    def truncate(self, length: int) -> None:
+        super(OnnxCache, self).truncate(length)  # named: a data class with slots is made anew, which the short form does not know
+        if self.end is not None and length < self.end.length:
+            self.end = None
 
     def copy(self) -> OnnxCache:
         return OnnxCache({name: store.copy() for name, store in self.stores.items()}, None if self.heard is None else self.heard[:])

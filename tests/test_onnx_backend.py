@@ -73,7 +73,7 @@ def test_a_cutting_equals_torch(pattern: str, cut: int) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    pattern=st.sampled_from(BOTH),
+    pattern=st.sampled_from([*BOTH, "plain"]),
     seed=st.integers(0, 99),
     cuts=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     runs=st.lists(st.integers(0, 60), min_size=12, max_size=12),
@@ -85,8 +85,12 @@ def test_any_blocks_with_runs_taken_back_equal_torch(pattern: str, seed: int, cu
     for place, (cut, run) in enumerate(zip(cuts, runs, strict=False)):
         mark = mine.length
         if run:
-            runtime.step([(mine, some_ids(run, run))], wanted=[1])
+            said = some_ids(run, run)
+            said[0] = 86 if run % 2 else said[0]
+            runtime.step([(mine, said)], wanted=[1])
             mine.truncate(mark + run // 2)
+            if run % 3 == 0:  # and what is heard there must not end as what was heard before did
+                runtime.listen([(mine, noise(seed + 2, 2))])
             mine.truncate(mark)
         if place in copies:
             mine, old = mine.copy(), mine
