@@ -388,7 +388,8 @@ def test_a_real_server_is_killed_and_started_again(clips: Path) -> None:
     assert len(restarts) == 2 and not any(restart.lost_ms for restart in restarts)
     whole = transcribe(Session(load_model(), SessionOptions(), sample_rate=sample_rate), audio)
     segments, expected = ([event for event in each if isinstance(event, Final)] for each in (events, whole))
-    assert [round(event.start_ms, -2) for event in segments] == [round(event.start_ms, -2) for event in expected]
+    # To a frame: the detector of a new session has heard nothing before the moment it goes on from, which is another one each time.
+    assert [event.start_ms for event in segments] == pytest.approx([event.start_ms for event in expected], abs=40)
     words, expected_words = (" ".join(event.text for event in each).split() for each in (segments, expected))
     assert difflib.SequenceMatcher(a=words, b=expected_words, autojunk=False).ratio() > 0.6
     assert abs(len(words) - len(expected_words)) <= 4, "nothing is said twice, nothing is left out"
