@@ -212,8 +212,10 @@ class OnnxBackend:
             keys, values = made[store_name]
             cache.stores[store_name].write(slots, keys[..., :kept], values[:, :, :kept])
         if heard:
+            cache.end = None
+        if and_end:
             ended = {name: (keys[..., kept:].copy(), values[:, :, kept:].copy()) for name, (keys, values) in made.items()}
-            cache.end = End(cache.length, ended) if and_end else None
+            cache.end = End(cache.length, ended)
         if len(rows) == 0:
             return Step(np.zeros(0, np.int64), np.zeros(0, np.float32), [])
         ids, logprobs = self._head.run(["ids", "logprobs"], {"hidden": out["hidden"]})

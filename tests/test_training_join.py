@@ -105,7 +105,7 @@ def test_both_runtimes_say_it(model: Model, dictation: Dictation) -> None:
 
 
 @pytest.mark.usefixtures("training_in_float32")
-def test_a_listener_takes_back_what_was_joined(listener: Listener, model: Model, dictation: Dictation, tmp_path: Path) -> None:
+def test_a_listener_takes_back_what_was_joined(listener: Listener, model: Model, dictation: Dictation) -> None:
     """Also after ``smooth`` has moved gains about."""
     other = make_listener(decoder_layers=2, hidden_size=WIDTH, seed=9).eval()
     model = copy.deepcopy(model)

@@ -111,8 +111,8 @@ class Dictations(Dataset[Dictation]):
         frames = len(wave) // FRAME + options.tail_frames + 8  # and up to 8 of silence in front of it
         if not shortest <= frames <= length - len(AROUND) or len(tokens) >= length // FRAMES_PER_TOKEN:
             return None
-        row = Row(only_heard=True)
-        row.cut, row.ends = cut, True
+        row = Row(only_heard=True, ends=True)
+        row.cut = cut
         row.silence(int(rng.integers(0, 8 * FRAME)))
         row.level = augment.rms(wave)
         if clip.id in speech.tables[which]:
@@ -138,8 +138,7 @@ class Dictations(Dataset[Dictation]):
             wave = 0.1 * np.sin(2 * np.pi * pitches[:, None] * np.arange(samples) / SAMPLE_RATE).sum(0)
         else:
             wave = np.zeros(samples)
-        row = Row(only_heard=True)
-        row.ends = True
+        row = Row(only_heard=True, ends=True)
         row.finish(wave.astype(np.float32), 0, self.options.delay_frames, rng)
         return row
 
@@ -165,7 +164,6 @@ class Dictations(Dataset[Dictation]):
 
 def whole_clip(samples: NDArray[np.float32], options: ClipOptions) -> Row:
     """A clip as it is, to be listened to: no change but the loudness, which the model does not hear."""
-    row = Row(only_heard=True)
-    row.ends = True
+    row = Row(only_heard=True, ends=True)
     row.finish(np.pad(samples, (0, options.tail_frames * FRAME)), 0, options.delay_frames, np.random.default_rng(0))
     return row

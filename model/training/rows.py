@@ -43,14 +43,14 @@ class Batch:
 class Row:
     """One row in the making."""
 
-    def __init__(self, only_heard: bool = False) -> None:
+    def __init__(self, only_heard: bool = False, ends: bool = False) -> None:
         self.only_heard = only_heard  # the text of its clips is left out
+        self.ends = ends  # <audio|> is heard behind its frames (``backend.heard_ids``)
         self.parts: list[NDArray[np.float32]] = []
         self.samples = 0
         self.level = 0.0
         self.labelled = False
         self.cut = False  # the audio ends inside an utterance
-        self.ends = False  # <audio|> is heard behind its frames (``backend.heard_ids``)
         self.tokens: list[int] = []
         self.given: list[int] | None = None  # the tokens as the model is shown them; None: as they are
         self.language: str | None = None  # translated into

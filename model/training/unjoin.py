@@ -31,14 +31,14 @@ def unjoin(model: Model, decoder: Decoder, adapt: nn.Linear, mean: Tensor, sprea
     if len(theirs) != len(ours):
         raise ConfigError(f"decoder_layers are {len(ours)}, expected {len(theirs)}: as many as start_from has that look at audio")
     heard = (adapt.weight * spread[:, None]).double()
-    sums: list[torch.Tensor] = []
+    sums: list[Tensor] = []
     for given, new in zip(theirs, ours, strict=True):
         old, own, gain = given.self_attn, new.encoder_attn, given.input_layernorm.weight
         own.q_proj.weight.copy_(old.q_proj.weight * gain / new.post_attention_layernorm.weight * HEAD_DIM**0.5)
-        for ours_too, its in ((own.k_proj, old.k_proj), (own.v_proj, old.v_proj)):
-            ours_too.weight.copy_(torch.linalg.solve(heard, (its.weight * gain).double(), left=False))
+        for to, matrix in ((own.k_proj, old.k_proj), (own.v_proj, old.v_proj)):
+            to.weight.copy_(torch.linalg.solve(heard, (matrix.weight * gain).double(), left=False))
         own.o_proj.weight.copy_(old.o_proj.weight * WIDTH**-0.5)
-        sums.append((old.o_proj.weight.double() @ (old.v_proj.weight * gain).double()))
+        sums.append(old.o_proj.weight.double() @ (old.v_proj.weight * gain).double())
     # What is added to every value is a bias behind attention in the model, and here one of the linear layer, the same for all layers.
     biases = torch.cat([given.self_attn.o_proj.bias for given in theirs]).double()
     always = heard @ torch.linalg.lstsq(torch.cat(sums), biases[:, None]).solution[:, 0]
