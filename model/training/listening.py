@@ -115,7 +115,8 @@ class Listener(nn.Module):
     """``forward(dictation)`` → (loss, figures). Axes: B rows, T frames with the prompt, L tokens, d width of the hearing layers.
 
     ``student``: of its hearing layers only. ``spread``: mean and standard deviation [288] of the teacher's features as they are stored;
-    the linear layer writes them standardised, as its dimensions differ in size a hundredfold. ``weights``: of the losses.
+    the linear layer writes them standardised, as its dimensions differ in size a hundredfold. ``features`` is asked for them, and is thrown
+    away: what the decoder looks at begins as they are, or as a joined model has it (:mod:`.unjoin`). ``weights``: of the losses.
     """
 
     mean: Tensor
@@ -126,7 +127,7 @@ class Listener(nn.Module):
     ) -> None:
         super().__init__()
         self.student, self.decoder = student, decoder
-        self.adapt = nn.Linear(student.config.backbone.hidden_size, WIDTH)
+        self.adapt, self.features = (nn.Linear(student.config.backbone.hidden_size, WIDTH) for _ in range(2))
         for name, value in zip(("mean", "spread"), spread, strict=True):
             self.register_buffer(name, torch.as_tensor(value).float() * SPREAD)
         self.weights = weights or RateOptions()
@@ -171,7 +172,7 @@ class Listener(nn.Module):
                     losses["said"] = F.kl_div(logits[known], wanted[known], log_target=True, reduction="batchmean")
                     figures["same"] = float((logits.argmax(-1) == wanted.argmax(-1))[known].float().mean())
             if weights.late and len(batch.late):
-                losses["late"] = F.mse_loss(self.adapt(heard.flatten(0, 1)[batch.late_rows]).float(), batch.late.float())
+                losses["late"] = F.mse_loss(self.features(heard.flatten(0, 1)[batch.late_rows]).float(), batch.late.float())
         total = torch.stack([loss * getattr(weights, name) for name, loss in losses.items()]).sum()
         return total, figures | {name: float(loss.detach()) for name, loss in losses.items()}
 
@@ -207,7 +208,7 @@ class ListeningTrainer(Trainer):
         matrices, rest = split_parameters(listener.student)
         self.muon = Muon(matrices, lr=rates.muon_lr, weight_decay=rates.weight_decay)
         looks = [p for p in listener.decoder.parameters() if p.requires_grad]
-        groups = [{"params": [*rest, *listener.adapt.parameters()]}, {"params": looks}]
+        groups = [{"params": [*rest, *listener.adapt.parameters(), *listener.features.parameters()]}, {"params": looks}]
         self.adam = torch.optim.AdamW(groups, lr=rates.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
     def update(self, batch: Any) -> dict[str, float]:
@@ -326,7 +327,9 @@ def fit_adapt(listener: Listener, batches: Sequence[Batch]) -> float:
     """The linear layer begins with the teacher's features, which the decoder was taught to read; returns the share of variance missed."""
     with autocast():
         heard = [listener.hear(batch).flatten(0, 1)[batch.late_rows].float() for batch in batches]
-    return least_squares(listener.adapt, torch.cat(heard), torch.cat([batch.late for batch in batches]).float())
+    missed = least_squares(listener.features, torch.cat(heard), torch.cat([batch.late for batch in batches]).float())
+    listener.adapt.load_state_dict(listener.features.state_dict())
+    return missed
 
 
 def read_tokenizer(run: Path) -> tokenizers.Tokenizer:
