@@ -257,7 +257,9 @@ class OnnxBackend:
             session.run_with_iobinding(binding)
         except Exception as error:  # the library's own exceptions have no common base
             raise BackendError(f"ONNX Runtime could not run {name}.onnx: {error}") from error
-        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+        outputs = dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+        binding.clear_binding_outputs()  # else each stream keeps those of its last run
+        return outputs
 
     def _mask(self, store: Store, heads: int, first: int, count: int, *, new: int = 0, both_ways: bool = False) -> Floats:
         """[heads * count, S + new]: 0 where the query at first + i may look, LOWEST elsewhere; the new positions stand behind the slots.

@@ -10,13 +10,13 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from .backend import Floats, Ids
 from .cache import Ring, RingCache
+from .pages import Pages
 
-_FIRST_SLOTS = 64
-_GROWTH = 4  # an array grows by a quarter: unused slots are multiplied with, and masked
+_STEP_SLOTS = 32  # arrays of few sizes, so that one stream can use what another has outgrown
+_GROWTH = 8  # an array grows by an eighth at least: unused slots take memory, are multiplied with, and masked
+_PAGES = Pages()
 
 
 @dataclass(slots=True)
@@ -35,12 +35,12 @@ class Store:
         """Make room for so many slots. True: the arrays are new ones."""
         if slots <= self.slots:
             return False
-        wanted = max(slots, self.slots + max(_FIRST_SLOTS, self.slots // _GROWTH))
+        wanted = -(-max(slots, self.slots + self.slots // _GROWTH) // _STEP_SLOTS) * _STEP_SLOTS
         wanted = min(wanted, self.ring.capacity or sys.maxsize)
         old_keys, old_values = self.keys, self.values
         layers, heads, dim, held = old_keys.shape
         # Zeros and not rubbish: what a mask hides is still multiplied with 0, and 0 times NaN is NaN.
-        self.keys, self.values = np.zeros((layers, heads, dim, wanted), np.float32), np.zeros((layers, heads, wanted, dim), np.float32)
+        self.keys, self.values = _PAGES.zeros((layers, heads, dim, wanted)), _PAGES.zeros((layers, heads, wanted, dim))
         self.keys[..., :held], self.values[:, :, :held] = old_keys, old_values
         return True
 

@@ -229,15 +229,16 @@ def test_what_comes_out_grows_with_the_block_and_not_with_the_cache(monkeypatch:
 
 
 def test_arrays_grow_seldom() -> None:
-    """2000 positions one by one: the full layers' arrays are replaced 13 times, the sliding ones' stop at the ring's capacity."""
+    """2000 positions: the full layers' arrays are replaced 22 times, and never much more than an eighth too large; the sliding ones' stop
+    at the ring's capacity."""
     _, runtime = pair()
     cache, seen = runtime.new_cache(), {kind: set[int]() for kind in (L, G)}
     for first in range(0, 2000, 10):
         runtime.listen([(cache, noise(first, 10))])
         for kind, store in cache.stores.items():
             seen[kind].add(store.slots)
-    assert len(seen[G]) < 15 and max(seen[G]) <= 1.25 * 2000 + 64
-    assert seen[L] == {64, WINDOW + SLACK - 1}
+    assert len(seen[G]) < 25 and max(seen[G]) <= 1.125 * 2000 + 32
+    assert seen[L] == {32, 64, WINDOW + SLACK - 1}
 
 
 def test_only_wanted_rows_go_through_the_head() -> None:
