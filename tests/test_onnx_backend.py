@@ -229,7 +229,7 @@ def test_what_comes_out_grows_with_the_block_and_not_with_the_cache(monkeypatch:
 
 
 def test_arrays_grow_seldom() -> None:
-    """2000 positions: the full layers' arrays are replaced 22 times, and never much more than an eighth too large; the sliding ones' stop
+    """2000 positions: the full layers' arrays are replaced 22 times, and are never much too large; the sliding ones' stop
     at the ring's capacity."""
     _, runtime = pair()
     cache, seen = runtime.new_cache(), {kind: set[int]() for kind in (L, G)}
