@@ -83,7 +83,7 @@ class PcmReader:
     def _mono(self, samples: NDArray[np.int16] | NDArray[np.float32]) -> Floats:
         """[n, channels] → float32 [n], the mean of the channels. Raises AudioFormatError for values that are no audio."""
         if samples.dtype == np.int16:
-            return (samples.astype(np.float32) / 32768.0).mean(axis=1, dtype=np.float32)
+            return _mean(samples.astype(np.float32) / np.float32(32768.0))
         floats = samples.astype(np.float32, copy=False)
         largest = float(np.abs(floats).max())  # NaN and Inf come through max()
         if not np.isfinite(largest):
@@ -91,7 +91,12 @@ class PcmReader:
             raise AudioFormatError(f"{bad} of {floats.size} samples are NaN or infinite, expected finite values in [-1, 1]")
         if largest > LARGEST_SAMPLE:
             raise AudioFormatError(f"float32 samples reach {largest:g}, expected values in [-1, 1] (are they integers in floats?)")
-        return floats.mean(axis=1, dtype=np.float32)
+        return _mean(floats)
+
+
+def _mean(samples: Floats) -> Floats:
+    """[n, channels] → [n], an array of its own. NumPy takes ten times as long for the mean of one as for a copy."""
+    return samples[:, 0].copy() if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
 
 
 def _samples(pcm: Pcm, encoding: Encoding, channels: int) -> NDArray[np.int16] | NDArray[np.float32]:

@@ -25,6 +25,7 @@ from dragoman.model.training.dictation import ClipOptions, Dictation, Dictations
 from dragoman.model.training.heads import FAR_STEP  # noqa: E402
 from dragoman.model.training.join import join  # noqa: E402
 from dragoman.model.training.listening import (  # noqa: E402
+    Listener,
     ListeningOptions,
     ListeningTrainer,
     RateOptions,
@@ -162,6 +163,10 @@ def test_what_hears_and_what_looks_at_audio_learns_and_english_stays(tmp_path: P
     learns = {name for name, p in listener.decoder.named_parameters() if p.grad is not None and bool(p.grad.any())}
     looks = {f"encoder_attn.{matrix}_proj" for matrix in "qkvo"} | {"post_attention_layernorm"}
     assert learns == {f"layers.0.{part}.weight" for part in looks}
+    slowly = Listener(
+        listener.student, copy.deepcopy(listener.decoder), (np.zeros(WIDTH), np.ones(WIDTH)), RateOptions(writing_lr=1e-5)
+    ).decoder
+    assert [name for name, p in slowly.named_parameters() if not p.requires_grad] == ["embed_tokens.weight"]
     given.ids[given.labels == IGNORE] = 77  # what is behind the end is not asked for
     with torch.no_grad():
         assert float(listener(given)[0]) == pytest.approx(float(loss.detach()), rel=1e-5)

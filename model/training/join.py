@@ -26,13 +26,10 @@ from ..errors import ConfigError
 from . import moonshine
 from .dictation import AROUND
 from .listening import Listener, load_listener
-from .moonshine import MLP_WIDTH, ROTARY_BASE, ROTARY_DIM
+from .moonshine import MLP_WIDTH, ORDER, ROTARY_BASE, ROTARY_DIM
 from .package import config_of, save_model
 from .recognisers import HEAD_DIM, HEADS
 from .teachers import WIDTH
-
-# Dimension i of a head here is this one of the decoder's: first halves of pairs, then second ones, each with what stands behind it.
-ORDER = torch.tensor([*range(0, ROTARY_DIM, 2), 32, 33, *range(1, ROTARY_DIM, 2), 34, 35])
 
 
 def joined_sizes(listener: Listener) -> BackboneConfig:

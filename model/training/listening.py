@@ -4,9 +4,10 @@
 
 The lower layers of a student and one linear layer are trained to be heard by the pretrained decoder of Moonshine tiny (:mod:`.moonshine`):
 what is heard must be worth reading, and the gradient that says so comes from something that can read. It is asked for the words, and for
-all that the decoder says to what the teacher itself hears (Hinton et al., arXiv 1503.02531). Of the decoder only learns what looks at
-audio; the rest knows its English from 200,000 hours, and would learn the transcripts of a few by heart. What ships says the same to the
-last bit but rounding (:mod:`.join`): <bos><|audio>, frames and <audio|> are heard, text begins with <|transcribe|>.
+all that the decoder says to what the teacher itself hears (Hinton et al., arXiv 1503.02531). Of the decoder learns what looks at audio; the
+rest knows its English from 200,000 hours, and would learn the transcripts of a few by heart if it learnt fast (``train.writing_lr``).
+What ships says the same to the last bit but rounding (:mod:`.join`): <bos><|audio>, frames and <audio|> are heard, text begins with
+<|transcribe|>.
 
 A file needs the keys ``folder``, ``stores`` (which exist: ``run prepare`` makes them) and ``start_from``. All other keys have defaults;
 they are the fields of ListeningOptions and RateOptions (here), StoreOptions (``prepare``), ClipOptions (``dictation``) and AugmentOptions
@@ -70,7 +71,8 @@ class RateOptions:
     steps: int = 500
     muon_lr: float = 0.0015  # matrices of the hearing layers
     adam_lr: float = 3e-4  # everything else that hears
-    decoder_lr: float = 1e-4  # of what looks at audio; the rest of the decoder stays as it is
+    decoder_lr: float = 1e-4  # of what looks at audio
+    writing_lr: float = 0.0  # of the other layers of the decoder; 0: they stay as they are. Its table of pieces does in any case
     weight_decay: float = 0.05
     warmup_steps: int = 30
     decay_from: int = 200
@@ -132,7 +134,7 @@ class Listener(nn.Module):
             self.register_buffer(name, torch.as_tensor(value).float() * SPREAD)
         self.weights = weights or RateOptions()
         for name, p in decoder.named_parameters():
-            p.requires_grad_("encoder_attn" in name or "post_attention" in name)
+            p.requires_grad_(looks_at_audio(name) or (self.weights.writing_lr > 0 and not name.startswith("embed_tokens")))
         self._knows = (copy.deepcopy(decoder).eval().requires_grad_(False),)  # as published; no part of what is saved
         self._plain = student.run_layer, decoder.run_layer
 
@@ -191,6 +193,11 @@ class Listener(nn.Module):
         return said, there.any(1)[:, None] & (torch.arange(asked.shape[1]) < known[:, None])
 
 
+def looks_at_audio(name: str) -> bool:
+    """Whether a parameter of the decoder, by its name, is of what looks at audio."""
+    return "encoder_attn" in name or "post_attention" in name
+
+
 def audio_heard(batch: Batch) -> Tensor:
     """[B, T] bool: positions of audio, and of what begins and ends it, which text looks at too."""
     places = torch.arange(batch.ids.shape[1])
@@ -207,14 +214,16 @@ class ListeningTrainer(Trainer):
         self.listener, self.dictations, self.rates = listener, dictations, rates
         matrices, rest = split_parameters(listener.student)
         self.muon = Muon(matrices, lr=rates.muon_lr, weight_decay=rates.weight_decay)
-        looks = [p for p in listener.decoder.parameters() if p.requires_grad]
-        groups = [{"params": [*rest, *listener.adapt.parameters(), *listener.features.parameters()]}, {"params": looks}]
+        learns = [(name, p) for name, p in listener.decoder.named_parameters() if p.requires_grad]
+        looks, writes = ([p for name, p in learns if looks_at_audio(name) == audio] for audio in (True, False))
+        own = [*rest, *listener.adapt.parameters(), *listener.features.parameters()]
+        groups = [{"params": own}, {"params": looks}, {"params": writes}]
         self.adam = torch.optim.AdamW(groups, lr=rates.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
     def update(self, batch: Any) -> dict[str, float]:
         """One step with a Dictation."""
         begin, rates = time.monotonic(), self.rates
-        for optimiser, full in ((self.muon, [rates.muon_lr]), (self.adam, [rates.adam_lr, rates.decoder_lr])):
+        for optimiser, full in ((self.muon, [rates.muon_lr]), (self.adam, [rates.adam_lr, rates.decoder_lr, rates.writing_lr])):
             for group, lr in zip(optimiser.param_groups, full, strict=True):
                 group["lr"] = lr * self.rate()
         loss, figures = self.listener(batch)

@@ -24,6 +24,8 @@ from .teachers import WIDTH, moonshine_assets
 VOCABULARY = 32_768
 MLP_WIDTH = 1152
 ROTARY_DIM, ROTARY_BASE = 32, 10_000.0  # the first 32 of a head's 36 dimensions turn with the position
+# Dimension i of a head in Gemma's layers is this one of the decoder's: first halves of pairs, then second ones, with what is behind each.
+ORDER = torch.tensor([*range(0, ROTARY_DIM, 2), 32, 33, *range(1, ROTARY_DIM, 2), 34, 35])
 HIDDEN_FROM = -1e4  # added to the scores of what must not be seen; a number that bfloat16 holds, and no infinity to make NaN of
 
 # onnx.TensorProto.DataType → numpy; strings (8) are no tensors to us.
