@@ -68,7 +68,7 @@ class Outcome:
     final_p50_ms: float | None
     final_p95_ms: float | None
     erasure: float | None
-    cores_busy: float
+    cores_busy: float  # while every stream is fed
     loop_share: float  # of the CPU time, outside the turns of the workers
     cpu_s_per_audio_s: float
     memory_mb: float  # at most, with all streams
@@ -209,7 +209,7 @@ async def measure(trial: Trial, executor: VirtualWorkers | None) -> Outcome:
         await engine.warm_up()
         await live(engine, trial.talks[0].samples[:80_000], now())  # one stream: what follows is the price of further ones
         before_mb, began_cpu_s, began_s, turns_cpu_s = memory_mb(), time.process_time(), now(), executor.cpu_s if executor else 0.0
-        watching = asyncio.create_task(watch(engine, memory_mb))
+        watching = asyncio.create_task(watch(engine, memory_mb, trial.streams))
         starts_s = began_s + np.random.default_rng(0).uniform(0.1, STAGGER_S, trial.streams)
         heard = await asyncio.gather(
             *(live(engine, trial.talks[place % len(trial.talks)].samples, float(start_s)) for place, start_s in enumerate(starts_s))
@@ -217,20 +217,25 @@ async def measure(trial: Trial, executor: VirtualWorkers | None) -> Outcome:
         cpu_s, elapsed_s = time.process_time() - began_cpu_s, now() - began_s
         turns_cpu_s = executor.cpu_s - turns_cpu_s if executor else float("nan")
         watching.cancel()
-        peak_mb, level = await watching
-    return figures(trial, heard, before_mb, peak_mb, level, cpu_s, turns_cpu_s, elapsed_s)
+        peak_mb, level, busy = await watching
+    return figures(trial, heard, before_mb, peak_mb, level, cpu_s, turns_cpu_s, busy or cpu_s / elapsed_s)
 
 
-async def watch(engine: Engine, memory_mb: Any) -> tuple[float, int]:
-    """Until it is cancelled → the most memory, and the highest level of economy."""
-    peak_mb, level = 0.0, 0
+async def watch(engine: Engine, memory_mb: Any, streams: int) -> tuple[float, int, float | None]:
+    """Until it is cancelled → the most memory, the highest level of economy, and how many cores are busy while all ``streams`` are fed: with
+    those who begin and those who have ended the average of a short run is too low. None if that was too short to be seen."""
+    peak_mb, level, now = 0.0, 0, asyncio.get_running_loop().time
+    full: list[tuple[float, float]] = []
     try:
         while True:
             peak_mb, level = max(peak_mb, memory_mb()), max(level, engine.gauge.level)
+            if sum(0 < stream.clocks.received_ms and not stream.inbox.finished for stream in engine.active) == streams:
+                full.append((now(), time.process_time()))
             engine.tick()
             await asyncio.sleep(0.5)
     except asyncio.CancelledError:
-        return peak_mb, level
+        (began_s, began_cpu_s), (ended_s, ended_cpu_s) = (full[0], full[-1]) if full else ((0.0, 0.0), (0.0, 0.0))
+        return peak_mb, level, (ended_cpu_s - began_cpu_s) / (ended_s - began_s) if ended_s > began_s else None
 
 
 async def live(engine: Engine, samples: Any, start_s: float) -> list[tuple[Event, float]]:
@@ -262,7 +267,7 @@ def figures(
     level: int,
     cpu_s: float,
     turns_cpu_s: float,
-    elapsed_s: float,
+    busy: float,
 ) -> Outcome:
     lags, finals, added, erased, kept, same, audio_s = [], [], [], 0, 0, True, 0.0
     words = utterances = 0
@@ -286,7 +291,7 @@ def figures(
         final_p50_ms=final.p50_ms,
         final_p95_ms=final.p95_ms,
         erasure=round(erased / kept, 3) if kept else None,
-        cores_busy=round(cpu_s / elapsed_s, 2),
+        cores_busy=round(busy, 2),
         loop_share=round(1 - turns_cpu_s / cpu_s, 3),
         cpu_s_per_audio_s=round(cpu_s / audio_s, 4),
         memory_mb=round(peak_mb, 1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 import weakref
 from collections import deque
 
@@ -16,6 +17,7 @@ import numpy as np
 from .backend import Floats
 
 _MOST_BYTES = 16_000_000
+_PRIVATE = mmap.ACCESS_DEFAULT if sys.platform == "win32" else mmap.ACCESS_COPY  # cheaper to touch than shared memory, where there is a choice
 
 
 class Pages:
@@ -38,7 +40,7 @@ class Pages:
         count = math.prod(shape)
         size = count * np.dtype(np.float32).itemsize
         used = self._used(size)
-        block = mmap.mmap(-1, size, access=mmap.ACCESS_COPY) if used is None else used  # private: cheaper to touch than shared memory
+        block = mmap.mmap(-1, size, access=_PRIVATE) if used is None else used
         array = np.frombuffer(block, np.float32, count)
         weakref.finalize(array, self._take_back, block).atexit = False  # every view has this array as its base
         if used is not None:
