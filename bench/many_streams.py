@@ -222,8 +222,8 @@ async def measure(trial: Trial, executor: VirtualWorkers | None) -> Outcome:
 
 
 async def watch(engine: Engine, memory_mb: Any, streams: int) -> tuple[float, int, float | None]:
-    """Until it is cancelled → the most memory, the highest level of economy, and how many cores are busy while all ``streams`` are fed: with
-    those who begin and those who have ended the average of a short run is too low. None if that was too short to be seen."""
+    """Until it is cancelled → the most memory, the highest level of economy, and how many cores are busy while all ``streams`` are fed:
+    with those who begin and those who have ended the average of a short run is too low. None if that was too short to be seen."""
     peak_mb, level, now = 0.0, 0, asyncio.get_running_loop().time
     full: list[tuple[float, float]] = []
     try:

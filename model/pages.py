@@ -17,7 +17,7 @@ import numpy as np
 from .backend import Floats
 
 _MOST_BYTES = 16_000_000
-_PRIVATE = mmap.ACCESS_DEFAULT if sys.platform == "win32" else mmap.ACCESS_COPY  # cheaper to touch than shared memory, where there is a choice
+_PRIVATE = mmap.ACCESS_DEFAULT if sys.platform == "win32" else mmap.ACCESS_COPY  # cheaper than shared memory
 
 
 class Pages:
