@@ -17,7 +17,7 @@ pytest.importorskip("scipy", reason="needs the extra train")
 pytest.importorskip("whisper_normalizer", reason="needs the extra train")
 
 from dragoman.model.store import Clip, Label, Store, read_labels  # noqa: E402
-from dragoman.model.training import run, text  # noqa: E402
+from dragoman.model.training import prepare, text  # noqa: E402
 from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.labels import better_written, judge, mutual_error, restore, write_labels  # noqa: E402
 from dragoman.model.training.recognisers import MoonshineDecoder, Whisper, read_pieces  # noqa: E402
@@ -188,13 +188,13 @@ def test_new_labels_ask_for_a_new_alignment(tmp_path: Path) -> None:
     (tmp_path / "labels-0.tsv").write_text("")
     os.utime(tmp_path / "words.tsv", (1000, 1000))
     os.utime(tmp_path / "labels-0.tsv", (2000, 2000))
-    assert run._aligned(tmp_path, labels=False) and not run._aligned(tmp_path, labels=True)
+    assert prepare.aligned(tmp_path, labels=False) and not prepare.aligned(tmp_path, labels=True)
     os.utime(tmp_path / "labels-0.tsv", (500, 500))
-    assert run._aligned(tmp_path, labels=True)
+    assert prepare.aligned(tmp_path, labels=True)
     (tmp_path / "features-1.tsv").write_text("")  # of clips that have come to the store since
-    assert not run._aligned(tmp_path, labels=True) and not run._aligned(tmp_path, labels=False)
+    assert not prepare.aligned(tmp_path, labels=True) and not prepare.aligned(tmp_path, labels=False)
     os.utime(tmp_path / "features-1.tsv", (500, 500))
-    assert run._aligned(tmp_path, labels=True)
+    assert prepare.aligned(tmp_path, labels=True)
 
 
 def test_pieces_have_one_or_two_bytes_of_length() -> None:

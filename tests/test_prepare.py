@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import stat
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dragoman.model.errors import ConfigError  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import prepare, run  # noqa: E402
 from dragoman.model.training.prepare import StoreOptions, make_store, make_stores  # noqa: E402
+from dragoman.model.training.store import build_from_shards  # noqa: E402
 
 
 def talks(folder: Path, count: int = 2) -> Path:
@@ -35,6 +37,27 @@ def test_stores_are_made_by_other_processes_and_only_once(tmp_path: Path) -> Non
     assert [len(Store(tmp_path / name).clips) for name in ("a", "b")] == [2, 2]
     make_stores(stores, 2)
     assert before == [(tmp_path / name / "clips.tsv").stat().st_mtime_ns for name in ("a", "b")]
+
+
+def test_a_store_of_shards_is_the_same_whoever_decodes_them(tmp_path: Path) -> None:
+    rows, audio = ["id\tshard\tsplit\tlang\tspeaker\tsource\tlicence\ttext"], dict[str, np.ndarray]()
+    for shard in range(3):
+        with tarfile.open(tmp_path / f"shard-{shard}.tar", "w") as tar:
+            for i in range(2):
+                name, path = f"{shard}{i}.wav", tmp_path / "one.wav"
+                audio[name] = np.full(1_000 + 100 * shard + i, 0.1 * shard, np.float32)
+                soundfile.write(path, audio[name], 16_000)
+                tar.add(path, name)
+                rows.append(f'{name}\tshard-{shard}.tar\ttrain\ten\t\tmine\t\tHe said "{name}')
+    (tmp_path / "manifest.tsv").write_text("\n".join(rows) + "\n")
+    for workers in (1, 2, 5):
+        folder = tmp_path / f"store{workers}"
+        build_from_shards(tmp_path, folder, workers)
+        store = Store(folder)
+        assert sorted(path.name for path in folder.iterdir()) == ["audio.i16", "clips.tsv"]
+        assert [clip.id for clip in store.clips] == list(audio) and store.clips[3].text == 'He said "11.wav'
+        for clip in store.clips:
+            np.testing.assert_allclose(store.samples(clip), audio[clip.id], atol=1e-4)
 
 
 def test_a_killed_decoding_leaves_no_half_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,11 +104,10 @@ def test_sentences_are_written_where_they_are_missing(tmp_path: Path) -> None:
     (texts / "sentences-en.txt.xz").write_bytes(lzma.compress(b"The house is red today.\nWe never learn what is measured.\n"))
     (shards / "manifest.tsv").write_text("id\tsplit\ttext\nx\tdev-clean\tWE NEVER LEARN WHAT IS MEASURED\n")
     store = StoreOptions(str(tmp_path / "store"), shards=str(shards))
-    options = run.RunOptions(folder=str(tmp_path), stores=(store,), text=str(texts), sentences=(str(tmp_path / "out" / "sentences.txt"),))
-    run._write_sentences(options)
+    prepare.write_sentences([store], [str(tmp_path / "out" / "sentences.txt")], str(texts))
     assert (tmp_path / "out" / "sentences.txt").read_text() == "The house is red today.\n"
     with pytest.raises(ConfigError, match="'text' needs a store with 'shards'"):
-        run._write_sentences(run.RunOptions(folder=str(tmp_path), stores=(), text=str(texts), sentences=("missing",)))
+        prepare.write_sentences([], ["missing"], str(texts))
 
 
 def test_a_corpus_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ rest knows its English from 200,000 hours, and would learn the transcripts of a 
 What ships says the same to the last bit but rounding (:mod:`.join`): <bos><|audio>, frames and <audio|> are heard, text begins with
 <|transcribe|>.
 
-A file needs the keys ``folder``, ``stores`` (which exist: ``run prepare`` makes them) and ``start_from``. All other keys have defaults;
-they are the fields of ListeningOptions and RateOptions (here), StoreOptions (``prepare``), ClipOptions (``dictation``) and AugmentOptions
-(``augment``). An unknown key is an error.
+What the stores lack is made first (:mod:`.prepare`). A file needs the keys ``folder``, ``stores`` and ``start_from``. All other keys have
+defaults; they are the fields of ListeningOptions and RateOptions (here), StoreOptions (``prepare``), ClipOptions (``dictation``) and
+AugmentOptions (``augment``). An unknown key is an error.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from .dictation import AROUND, ClipOptions, Dictation, Dictations, whole_clip
 from .heads import FAR_STEP, HEAD_BATCHES, least_squares
 from .moonshine import Decoder, load_decoder, run_layer
 from .optim import Muon, split_parameters
-from .options import read_yaml, sentences_of
+from .options import read_yaml
 from .package import Taught, config_of
 from .precision import autocast, compute_dtype
-from .prepare import StoreOptions, user_path
+from .prepare import StoreOptions, make_speech, sentences_of, true_caser, user_path
 from .recognisers import TOKENS_PER_S
 from .rows import IGNORE, Batch, collate
 from .speech import Speech
@@ -100,6 +100,7 @@ class ListeningOptions:
     layers: int = 8  # of them
     decoder_layers: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # of the published decoder
     vocabulary: int = 14_000  # pieces that are kept, those used most; with fewer its English suffers (docs/training.md, a twelfth time)
+    text: str | None = None  # folder of texts that the first of ``texts`` are made from (sentences.py), where they do not exist
     texts: tuple[str, ...] = ()  # text files, one sentence a line, that are counted beside the transcripts, and tell the case of these
     sources: dict[str, float] = field(default_factory=dict)  # how often clips of a source are drawn; one not named: 1.0
     mutual_error: float = 0.4  # clips on which the two teachers differ in a smaller share of words are learnt from (labels.py)
@@ -273,9 +274,8 @@ def first_layers(folder: Path, layers: int) -> Student:
 def speech_of(options: ListeningOptions) -> Speech:
     """The clips of all stores. Upper-case transcripts get the case of ``texts``, if there are any."""
     stores = [(user_path(store.folder), store.weight) for store in options.stores]
-    case = text.TrueCaser(sentences_of(options.texts)) if options.texts else None
     labels = [store.labels for store in options.stores]
-    return Speech(stores, case, labels=labels, sources=options.sources, mutual_error=options.mutual_error)
+    return Speech(stores, true_caser(options.texts), labels=labels, sources=options.sources, mutual_error=options.mutual_error)
 
 
 def choose_pieces(options: ListeningOptions, speech: Speech) -> tokenizers.Tokenizer:
@@ -364,6 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     options = read_options(parser.parse_args(arguments).config)
+    make_speech(options.stores, options.texts, options.text, options.train.threads)
     trainer = build_trainer(options)
     if options.train.compile:
         trainer.listener.compile()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,6 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import ConfigError
-from .prepare import user_path
 
 Options = TypeVar("Options")
 
@@ -35,10 +34,3 @@ def read_yaml(path: Path, kind: type[Options], parts: Iterable[Any]) -> Options:
         near = difflib.get_close_matches(str(first["loc"][-1]) if first["loc"] else "", names, n=1)
         hint = f"; the nearest key is {near[0]!r}" if near and first["type"] != "missing" else ""
         raise ConfigError(f"{path}: {where}: {first['msg']}{hint}") from error
-
-
-def sentences_of(names: Iterable[str]) -> Iterator[str]:
-    """The lines of the text files that a run's file names."""
-    for name in names:
-        with user_path(name).open(encoding="utf-8") as file:
-            yield from (line.rstrip("\n") for line in file)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
 from ..errors import ConfigError
-from . import text
+from . import sentences, text
+from .align import align, train_probe
 from .labels import write_labels
+from .speech import Speech
 from .store import build_from_folder, build_from_shards
 from .synthesis import read_sentences, synthesise
 from .teachers import write_features
@@ -40,10 +43,75 @@ def user_path(name: str) -> Path:
     return Path(name).expanduser()
 
 
+def sentences_of(names: Iterable[str]) -> Iterator[str]:
+    """The lines of the text files that a run's file names."""
+    for name in names:
+        with user_path(name).open(encoding="utf-8") as file:
+            yield from (line.rstrip("\n") for line in file)
+
+
+@cache
+def true_caser(names: tuple[str, ...]) -> text.TrueCaser | None:
+    """Counting the words of all sentences takes seconds, and aligning, batches and the probe each want the result."""
+    return text.TrueCaser(sentences_of(names)) if names else None
+
+
+def make_speech(stores: Sequence[StoreOptions], names: tuple[str, ...], texts: str | None, workers: int) -> None:
+    """Make the sentences, every store, the teacher's features and texts and the word times that do not exist yet. ``names``: text files,
+    one sentence a line, of which the first is written from the folder ``texts``. Raises ConfigError."""
+    write_sentences(stores, names, texts)
+    for store in stores:
+        if store.shards is not None and store.reads is None and not (user_path(store.folder) / "clips.tsv").exists():
+            _expect("stores.shards", user_path(store.shards) / "manifest.tsv")
+    make_stores(stores, workers)
+    wanted = [user_path(store.folder) for store in stores if store.labels is not None]
+    if wanted:
+        make_labels(wanted, true_caser(names) or text.TrueCaser(()), workers)
+    make_word_times(stores, names, workers)
+
+
+def write_sentences(stores: Sequence[StoreOptions], names: Sequence[str], texts: str | None) -> None:
+    if texts is None or all(user_path(name).exists() for name in names):
+        return
+    shards = next((store.shards for store in stores if store.shards is not None), None)
+    if shards is None or not names:
+        raise ConfigError("'text' needs a store with 'shards', whose dev transcripts are left out, and text files to write to")
+    manifest, folder = user_path(shards) / "manifest.tsv", user_path(texts)
+    _expect("stores.shards", manifest)
+    _expect("text", folder / "sentences-en.txt.xz")
+    sentences.write(folder, manifest, user_path(names[0]).parent)
+
+
+def _expect(key: str, path: Path) -> None:
+    """``path`` is a file of the corpus. Raises ConfigError where it is not there."""
+    if not path.exists():
+        raise ConfigError(
+            f"{key}: {path} does not exist; the corpus is not part of the repository: name audio of your own, as docs/training.md shows"
+        )
+
+
+def make_word_times(stores: Sequence[StoreOptions], names: tuple[str, ...], workers: int) -> None:
+    """Characters and word times of all transcribed clips, once the teacher's features are there; again when there are new
+    clips or labels."""
+    known = [(user_path(store.folder), store.labels) for store in stores if store.features]
+    if all(aligned(folder, labels is not None) for folder, labels in known):
+        return
+    folders = [folder for folder, _ in known]
+    speech = Speech([(folder, 1.0) for folder in folders], true_caser(names), labels=[labels for _, labels in known])
+    align(train_probe(speech), speech, folders, workers=workers)
+
+
+def aligned(folder: Path, labels: bool) -> bool:
+    """Whether nothing is newer than the word times of a store."""
+    words = folder / "words.tsv"
+    used = [*folder.glob("features-*.tsv"), *(folder.glob("labels-*.tsv") if labels else ())]
+    return words.exists() and all(path.stat().st_mtime <= words.stat().st_mtime for path in used)
+
+
 def make_stores(stores: Sequence[StoreOptions], workers: int) -> None:
     """Make every store that is not there yet, and its features as soon as it is."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running: dict[Future[None], StoreOptions | None] = {pool.submit(make_store, store): store for store in stores}
+        running: dict[Future[None], StoreOptions | None] = {pool.submit(make_store, store, workers): store for store in stores}
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 made = running.pop(future)
@@ -53,8 +121,8 @@ def make_stores(stores: Sequence[StoreOptions], workers: int) -> None:
                     running |= {pool.submit(write_features, folder, part, workers): None for part in range(workers)}
 
 
-def make_store(store: StoreOptions) -> None:
-    """Decode or synthesise one store. Raises ConfigError where nothing says what it is made from."""
+def make_store(store: StoreOptions, workers: int = 1) -> None:
+    """Decode, by so many processes, or synthesise one store. Raises ConfigError where nothing says what it is made from."""
     folder = user_path(store.folder)
     if store.reads is not None:
         synthesise(Flite(), read_sentences(user_path(store.reads)), folder, hours=store.hours)
@@ -62,7 +130,7 @@ def make_store(store: StoreOptions) -> None:
         part = folder.with_name(f"part.{folder.name}")  # a store that stands under its name is whole
         shutil.rmtree(part, ignore_errors=True)
         if store.shards is not None:
-            build_from_shards(user_path(store.shards), part)
+            build_from_shards(user_path(store.shards), part, workers)
         elif store.audio is not None:
             build_from_folder(user_path(store.audio), part)
         else:

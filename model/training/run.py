@@ -19,7 +19,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,18 @@ from pydantic import ConfigDict
 
 from ..checkpoint import load_model
 from ..config import read_model_config
-from ..errors import ConfigError
 from ..load import load
 from ..store import Store
-from . import sentences, text
-from .align import align, train_probe
+from . import text
 from .batches import Batches, BatchOptions
 from .drafting import Acceptance, DrafterOptions, acceptance, save_assistant, train_drafter
 from .heads import FAR_STEP, HEAD_BATCHES, fit_heads
 from .labels import write_labels
 from .ngrams import count
-from .options import read_yaml, sentences_of
+from .options import read_yaml
 from .package import Taught, config_of, package
 from .plot import plot, read_log
-from .prepare import StoreOptions, make_labels, make_stores, user_path
+from .prepare import StoreOptions, make_speech, sentences_of, true_caser, user_path
 from .probe import Probe
 from .speech import Speech
 from .student import LAYER_KINDS, Depths, Student
@@ -99,15 +96,7 @@ def read_run(path: Path) -> RunOptions:
 
 def prepare(options: RunOptions) -> None:
     """Make the sentences, every store, the teacher's features and texts and the tokenizer that do not exist yet."""
-    _write_sentences(options)
-    for store in options.stores:
-        if store.shards is not None and store.reads is None and not (user_path(store.folder) / "clips.tsv").exists():
-            _expect("stores.shards", user_path(store.shards) / "manifest.tsv")
-    make_stores(options.stores, options.train.threads)
-    wanted = [user_path(store.folder) for store in options.stores if store.labels is not None]
-    if wanted:
-        make_labels(wanted, _labels_case(options), options.train.threads)
-    _align(options)
+    make_speech(options.stores, options.sentences, options.text, options.train.threads)
     run = user_path(options.folder)
     if not (run / "tokenizer.json").exists():
         if options.start_from is not None:
@@ -115,26 +104,6 @@ def prepare(options: RunOptions) -> None:
             shutil.copyfile(user_path(options.start_from) / "tokenizer.json", run / "tokenizer.json")
         else:
             text.train_tokenizer(_texts(options), run / "tokenizer.json", vocab_size=options.sizes.vocab_size)
-
-
-def _write_sentences(options: RunOptions) -> None:
-    if options.text is None or all(user_path(name).exists() for name in options.sentences):
-        return
-    shards = next((store.shards for store in options.stores if store.shards is not None), None)
-    if shards is None or not options.sentences:
-        raise ConfigError("'text' needs a store with 'shards', whose dev transcripts are left out, and 'sentences' to write to")
-    manifest, texts = user_path(shards) / "manifest.tsv", user_path(options.text)
-    _expect("stores.shards", manifest)
-    _expect("text", texts / "sentences-en.txt.xz")
-    sentences.write(texts, manifest, user_path(options.sentences[0]).parent)
-
-
-def _expect(key: str, path: Path) -> None:
-    """``path`` is a file of the corpus. Raises ConfigError where it is not there."""
-    if not path.exists():
-        raise ConfigError(
-            f"{key}: {path} does not exist; the corpus is not part of the repository: name audio of your own, as docs/training.md shows"
-        )
 
 
 def label(options: RunOptions, part: int = 0, parts: int = 1) -> None:
@@ -145,34 +114,11 @@ def label(options: RunOptions, part: int = 0, parts: int = 1) -> None:
 
 
 def _labels_case(options: RunOptions) -> text.TrueCaser:
-    return _case(options.sentences) or text.TrueCaser(())
-
-
-def _align(options: RunOptions) -> None:
-    """Characters and word times of all transcribed clips, once the teacher's features are there; again when there are new
-    clips or labels."""
-    stores = [(user_path(store.folder), store.labels) for store in options.stores if store.features]
-    if all(_aligned(folder, labels is not None) for folder, labels in stores):
-        return
-    folders = [folder for folder, _ in stores]
-    speech = Speech([(folder, 1.0) for folder in folders], _case(options.sentences), labels=[labels for _, labels in stores])
-    align(train_probe(speech), speech, folders, workers=options.train.threads)
-
-
-def _aligned(folder: Path, labels: bool) -> bool:
-    words = folder / "words.tsv"
-    used = [*folder.glob("features-*.tsv"), *(folder.glob("labels-*.tsv") if labels else ())]
-    return words.exists() and all(path.stat().st_mtime <= words.stat().st_mtime for path in used)
-
-
-@cache
-def _case(names: tuple[str, ...]) -> text.TrueCaser | None:
-    """Counting the words of all sentences takes seconds, and aligning, batches and the probe each want the result."""
-    return text.TrueCaser(sentences_of(names)) if names else None
+    return true_caser(options.sentences) or text.TrueCaser(())
 
 
 def _texts(options: RunOptions) -> Iterator[str]:
-    case = _case(options.sentences)
+    case = true_caser(options.sentences)
     for store in options.stores:
         for clip in Store(user_path(store.folder)).clips:
             if clip.split == "train":
@@ -206,7 +152,7 @@ def build_trainer(options: RunOptions) -> Trainer:
 def _batches(options: RunOptions, tokenizer: tokenizers.Tokenizer, seed: int) -> Batches:
     stores = [(user_path(store.folder), store.weight) for store in options.stores]
     labels = [store.labels for store in options.stores]
-    speech = Speech(stores, _case(options.sentences), labels=labels, sources=options.sources, mutual_error=options.mutual_error)
+    speech = Speech(stores, true_caser(options.sentences), labels=labels, sources=options.sources, mutual_error=options.mutual_error)
     dev = [clip.text for store in speech.stores for clip in store.clips if clip.split.startswith("dev")]
     files = {language: user_path(name) for language, name in options.translations.items()}
     expected = options.train.weights.expected
@@ -237,7 +183,7 @@ def build_drafter(options: RunOptions) -> Acceptance | None:
 def _probe(options: RunOptions) -> Callable[[Trainer], dict[str, Any]] | None:
     if options.probe_split is None:
         return None
-    case = _case(options.sentences)
+    case = true_caser(options.sentences)
     tokenizer = tokenizers.Tokenizer.from_file(str(user_path(options.folder) / "tokenizer.json"))
     probe = Probe(user_path(options.stores[0].folder), tokenizer, case, split=options.probe_split)
     return lambda trainer: probe(trainer.student)

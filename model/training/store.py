@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,15 @@ class StoreWriter:
         self._table.write("\t".join(str(values.get(name, "")) for name in COLUMNS) + "\n")
         self._offset += len(pcm)
 
+    def take(self, folder: Path) -> None:
+        """Append all clips of another store."""
+        with (folder / "audio.i16").open("rb") as audio, (folder / "clips.tsv").open(encoding="utf-8", newline="") as table:
+            shutil.copyfileobj(audio, self._audio)
+            for row in csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE):
+                row["offset_samples"] = str(self._offset + int(row["offset_samples"]))
+                self._table.write("\t".join(row[name] for name in COLUMNS) + "\n")
+        self._offset = self._audio.tell() // 2
+
     def close(self) -> None:
         self._audio.close()
         self._table.close()
@@ -59,12 +71,29 @@ def decode(data: bytes, name: str) -> NDArray[np.float32]:
     return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
 
 
-def build_from_shards(corpus: Path, folder: Path) -> None:
-    """Decode a corpus (tar shards beside a ``manifest.tsv``) into a store."""
-    with (corpus / "manifest.tsv").open(encoding="utf-8", newline="") as file:
-        rows = {row["id"]: row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+def build_from_shards(corpus: Path, folder: Path, workers: int = 1) -> None:
+    """Decode a corpus (tar shards beside a ``manifest.tsv``) into a store, which is the same whatever the number of ``workers``."""
+    rows = _manifest(corpus)
     shards = sorted({row["shard"] for row in rows.values()})
+    shares = [share.tolist() for share in np.array_split(shards, workers) if len(share)]
+    parts = [folder / f"part{number}" for number in range(len(shares))]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(_decode_shards, [corpus] * len(shares), shares, parts):
+            pass
     writer = StoreWriter(folder)
+    for part in parts:
+        writer.take(part)
+        shutil.rmtree(part)
+    writer.close()
+
+
+def _manifest(corpus: Path) -> dict[str, dict[str, str]]:
+    with (corpus / "manifest.tsv").open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+
+
+def _decode_shards(corpus: Path, shards: Sequence[str], folder: Path) -> None:
+    rows, writer = _manifest(corpus), StoreWriter(folder)
     for shard in track(shards, description="decoding shards"):
         for name, data in _members(corpus / shard):
             row = rows.get(name)
