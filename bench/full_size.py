@@ -2,7 +2,7 @@
 
     pip install ".[export,bench]"
     python bench/full_size.py --layers 2                           # int4 on ONNX Runtime: one layer of each kind and the head
-    python bench/full_size.py                                      # all 48 layers: 8 GB of disk while it runs, and of memory
+    python bench/full_size.py                                      # all 48 layers: 8 GB of disk while it runs, 11 GB of memory
     python bench/full_size.py --runtime torch --bits 8             # int8 in torch
     python bench/full_size.py --runtime torch --bits 16 --device cuda       # bfloat16 on a GPU of 32 GB
     python bench/full_size.py --model FOLDER --runtime onnx        # weights of your own, as ``dragoman export`` wrote them
