@@ -241,6 +241,14 @@ def test_arrays_grow_seldom() -> None:
     assert seen[L] == {32, 64, WINDOW + SLACK - 1}
 
 
+def test_what_came_out_is_not_kept_by_each_stream() -> None:
+    _, runtime = pair()
+    cache = runtime.new_cache()
+    runtime.listen([(cache, noise(0, 10))])
+    runtime.step([(cache, np.array([5, 6]))])
+    assert cache._bound and all(len(binding.get_outputs()) == 0 for binding in cache._bound.values())
+
+
 def test_only_wanted_rows_go_through_the_head() -> None:
     _, runtime = pair()
     cache = runtime.new_cache()
