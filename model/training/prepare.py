@@ -56,6 +56,11 @@ def true_caser(names: tuple[str, ...]) -> text.TrueCaser | None:
     return text.TrueCaser(sentences_of(names)) if names else None
 
 
+def labels_case(names: tuple[str, ...]) -> text.TrueCaser:
+    """The same for the teachers' texts, which want one in any case."""
+    return true_caser(names) or text.TrueCaser(())
+
+
 def make_speech(stores: Sequence[StoreOptions], names: tuple[str, ...], texts: str | None, workers: int) -> None:
     """Make the sentences, every store, the teacher's features and texts and the word times that do not exist yet. ``names``: text files,
     one sentence a line, of which the first is written from the folder ``texts``. Raises ConfigError."""
@@ -66,7 +71,7 @@ def make_speech(stores: Sequence[StoreOptions], names: tuple[str, ...], texts: s
     make_stores(stores, workers)
     wanted = [user_path(store.folder) for store in stores if store.labels is not None]
     if wanted:
-        make_labels(wanted, true_caser(names) or text.TrueCaser(()), workers)
+        make_labels(wanted, labels_case(names), workers)
     make_word_times(stores, names, workers)
 
 

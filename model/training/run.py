@@ -39,7 +39,7 @@ from .ngrams import count
 from .options import read_yaml
 from .package import Taught, config_of, package
 from .plot import plot, read_log
-from .prepare import StoreOptions, make_speech, sentences_of, true_caser, user_path
+from .prepare import StoreOptions, labels_case, make_speech, sentences_of, true_caser, user_path
 from .probe import Probe
 from .speech import Speech
 from .student import LAYER_KINDS, Depths, Student
@@ -110,11 +110,7 @@ def label(options: RunOptions, part: int = 0, parts: int = 1) -> None:
     """The teachers' texts for every store that asks for them: one part, in this process."""
     for store in options.stores:
         if store.labels is not None:
-            write_labels(user_path(store.folder), _labels_case(options), part, parts)
-
-
-def _labels_case(options: RunOptions) -> text.TrueCaser:
-    return true_caser(options.sentences) or text.TrueCaser(())
+            write_labels(user_path(store.folder), labels_case(options.sentences), part, parts)
 
 
 def _texts(options: RunOptions) -> Iterator[str]:
