@@ -201,6 +201,25 @@ def test_targets_are_delayed_and_follow_the_speed(tmp_path: Path, tokenizer: tok
     assert np.median(inside) == pytest.approx(FRAME / 384, abs=0.02)
 
 
+def test_the_equaliser_raises_its_bands_and_leaves_the_rest():
+    """White noise through it: at the middle of each band the decibels that were asked for, two octaves away and more hardly any."""
+    from dragoman.model.training.augment import AugmentOptions, Change, draw_change, equalise
+
+    wave = np.random.default_rng(0).standard_normal(160_000).astype(np.float32)
+    before, after = (np.abs(np.fft.rfft(x)) ** 2 for x in (wave, equalise(wave, [(400.0, 9.0), (4000.0, -6.0)])))
+    hertz = np.fft.rfftfreq(160_000, 1 / 16_000)
+    for place, decibels in ((400, 9.0), (4000, -6.0), (60, 0.0), (1400, 0.0)):
+        near = np.abs(hertz - place) < 10
+        assert 10 * np.log10(after[near].sum() / before[near].sum()) == pytest.approx(decibels, abs=0.5), f"{place} Hz"
+    rng = np.random.default_rng(1)
+    drawn = [draw_change([], AugmentOptions(equalise=0.5), rng) for _ in range(200)]
+    assert 70 < sum(bool(change.bands) for change in drawn) < 130
+    assert all(abs(decibels) <= 9 for change in drawn for _, decibels in change.bands)
+    assert not np.array_equal(Change(bands=((400.0, 9.0),)).of(wave), wave)
+    without, asked = (draw_change([], AugmentOptions(equalise=share), np.random.default_rng(2)) for share in (0.0, 1.0))
+    assert without.factor == asked.factor and not without.bands, "runs that do not ask for it draw what they drew before"
+
+
 def test_the_same_features_come_once_more_later(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     batch = make_batches(tmp_path, tokenizer, late_frames=9, labelled=1.0)[0]
     soon = dict(zip(batch.feature_rows.tolist(), batch.features, strict=True))

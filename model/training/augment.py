@@ -6,11 +6,14 @@ belong into training from the first step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
+
+from ..config import SAMPLE_RATE
 
 Wave = NDArray[np.float32]
 
@@ -26,6 +29,7 @@ class AugmentOptions:
     room: float = 0.2  # share of clips played in a room
     tilt: float = 0.3  # share of clips through a first-order filter
     band: float = 0.1  # share of clips cut to telephone bandwidth
+    equalise: float = 0.0  # share of clips through three bands of an equaliser, as microphones and throats differ
 
 
 def change_speed(wave: Wave, factor: float) -> Wave:
@@ -46,9 +50,19 @@ def tilt_spectrum(wave: Wave, amount: float) -> Wave:
     return np.asarray(signal.lfilter([1.0, -amount], [1.0], wave), np.float32)
 
 
+def equalise(wave: Wave, bands: Sequence[tuple[float, float]]) -> Wave:
+    """Raise or lower bands of an octave around (hertz, decibels), by peaking filters (R. Bristow-Johnson, "Audio EQ Cookbook")."""
+    for hertz, decibels in bands:
+        a, turn = 10 ** (decibels / 40), 2 * np.pi * hertz / SAMPLE_RATE
+        width = np.sin(turn) * np.sinh(np.log(2) / 2 * turn / np.sin(turn))
+        b = [1 + width * a, -2 * np.cos(turn), 1 - width * a]
+        wave = np.asarray(signal.lfilter(b, [1 + width / a, -2 * np.cos(turn), 1 - width / a], wave), np.float32)
+    return wave
+
+
 def telephone(wave: Wave) -> Wave:
     """Keep 300–3400 Hz."""
-    sos = signal.butter(4, [300, 3400], "bandpass", fs=16_000, output="sos")
+    sos = signal.butter(4, [300, 3400], "bandpass", fs=SAMPLE_RATE, output="sos")
     return np.asarray(signal.sosfilt(sos, wave), np.float32)
 
 
@@ -64,12 +78,15 @@ class Change:
     tilt: float | None = None
     response: Wave | None = None  # of a room
     telephone: bool = False
+    bands: tuple[tuple[float, float], ...] = ()  # of the equaliser: hertz, decibels
 
     def of(self, wave: Wave) -> Wave:
         if self.factor != 1.0:
             wave = change_speed(wave, self.factor)
         if self.tilt is not None:
             wave = tilt_spectrum(wave, self.tilt)
+        if self.bands:
+            wave = equalise(wave, self.bands)
         if self.response is not None:
             wave = play_in_room(wave, self.response)
         return telephone(wave) if self.telephone else wave
@@ -79,7 +96,11 @@ def draw_change(rooms: list[Wave], options: AugmentOptions, rng: np.random.Gener
     factor = float(rng.uniform(1 - options.speed, 1 + options.speed)) if options.speed else 1.0
     tilt = float(rng.uniform(-0.6, 0.9)) if rng.random() < options.tilt else None
     response = rooms[int(rng.integers(len(rooms)))] if rooms and rng.random() < options.room else None
-    return Change(factor, tilt, response, rng.random() < options.band)
+    narrow = rng.random() < options.band
+    if not options.equalise or rng.random() >= options.equalise:
+        return Change(factor, tilt, response, narrow)
+    bands = zip(np.exp(rng.uniform(np.log(150), np.log(6000), 3)), rng.uniform(-9, 9, 3), strict=True)
+    return Change(factor, tilt, response, narrow, tuple((float(hertz), float(decibels)) for hertz, decibels in bands))
 
 
 def add_noise(row: Wave, noise: Wave | None, level: float, options: AugmentOptions, rng: np.random.Generator) -> Wave:
