@@ -80,6 +80,16 @@ class Endpointer:
         """Frames since the last one with speech."""
         return self.frame - 1 - self.last_speech_frame
 
+    def sure_frames(self, most: int) -> int:
+        """How many of the next ``most`` frames are SPEECH to ``push``, whatever is decided on them: what decides may wait for more."""
+        sure = 0
+        while self.speaking and sure < most:
+            silent, length = self.silent_frames + sure + 1, self.segment_frames + sure + 1
+            if silent >= self._hangover_frames(length) or length >= self.settings.longest_frames:
+                break
+            sure += 1
+        return sure
+
     def push(self, is_speech: bool) -> Signal:
         """The next frame's decision → what it means."""
         index, self.frame = self.frame, self.frame + 1
@@ -87,7 +97,7 @@ class Endpointer:
             self.last_speech_frame, self._sentence_ended = index, False
         if not self.speaking:
             return self._idle(is_speech)
-        if self.silent_frames >= self._hangover_frames():
+        if self.silent_frames >= self._hangover_frames(self.segment_frames):
             self.close("sentence" if self._sentence_ended and self.silent_frames < self.settings.hangover_frames else "silence")
         elif self.segment_frames >= self.settings.longest_frames:
             self.close("length")
@@ -122,9 +132,9 @@ class Endpointer:
         self.speaking, self.reason = True, ""
         return Signal.START
 
-    def _hangover_frames(self) -> float:
+    def _hangover_frames(self, segment_frames: int) -> float:
         settings = self.settings
         full = settings.sentence_hangover_frames if self._sentence_ended else settings.hangover_frames
         # Falls in a straight line from the whole hangover at half of the longest segment to the short one at its end.
-        filled = max(0.0, 2.0 * self.segment_frames / settings.longest_frames - 1.0)
+        filled = max(0.0, 2.0 * segment_frames / settings.longest_frames - 1.0)
         return full - filled * max(0, full - settings.short_hangover_frames)

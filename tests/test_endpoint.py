@@ -118,3 +118,23 @@ def test_segments_are_in_order_bounded_and_hold_the_speech(decisions: list[bool]
     for frame, is_speech in enumerate(decisions):
         run = run + 1 if is_speech else 0
         assert run < 3 or frame in inside, "three speech frames in a row belong to a segment"
+
+
+@given(st.lists(st.booleans(), max_size=120), st.lists(st.booleans(), min_size=20, max_size=20), st.booleans())
+def test_of_frames_that_are_sure_the_decision_does_not_matter(before: list[bool], then: list[bool], sentence: bool) -> None:
+    endpointer = Endpointer(SMALL)
+    for is_speech in before:
+        endpointer.push(is_speech)
+    if sentence:
+        endpointer.sentence_ended()
+    sure, most = endpointer.sure_frames(20), endpointer.sure_frames(3)
+    assert most == min(sure, 3) and endpointer.sure_frames(-1) == 0
+    assert sure == 0 or endpointer.speaking
+    assert [endpointer.push(is_speech) for is_speech in then[:sure]] == [Signal.SPEECH] * sure
+
+
+def test_a_frame_that_may_end_a_segment_is_not_sure() -> None:
+    endpointer = Endpointer(SMALL)
+    for is_speech in [True] * 5 + [False] * 2:
+        endpointer.push(is_speech)
+    assert endpointer.sure_frames(20) == SMALL.hangover_frames - 2 - 1

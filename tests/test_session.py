@@ -40,6 +40,43 @@ def test_words_become_committed_text_and_a_final() -> None:
     assert abs(final.words[-1].end_ms - (1000 + 400 * len(TEXT.split()))) <= 80
 
 
+class CountingVad(LoudnessVad):
+    """How many frames it was asked about at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def are_speech(self, frames: Sequence[Floats]) -> list[bool]:
+        self.asked.append(len(frames))
+        return [self.is_speech(frame) for frame in frames]
+
+
+def test_the_detector_is_asked_about_a_block_at_once_and_nothing_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frame by frame: each event comes with the same frame as where every frame is decided on when it comes."""
+    samples = np.concatenate([silence(0.52), speech(TEXT, silence_s=1.0), speech("we met them", silence_s=1.0)])
+
+    def told(vad: LoudnessVad) -> list[list[Any]]:
+        stream = Session(loaded(ScriptedBackend()), SessionOptions(block_ms=320), vad=vad, clock=lambda: 0.0)
+        return [stream.push(frame) for frame in samples.reshape(-1, 640)] + [stream.finish()]
+
+    vad = CountingVad()
+    together = told(vad)
+    assert sum(vad.asked) == len(samples) // 640 and max(vad.asked) == 8
+    assert len(vad.asked) < 0.5 * sum(vad.asked)
+    monkeypatch.setattr(Session, "_sure_frames", lambda self: 0)
+    assert told(LoudnessVad()) == together
+
+
+def test_frames_that_wait_for_the_detector_are_heard_at_a_commit_and_at_the_end() -> None:
+    stream = session()
+    stream.push(speech("quick brown")[: 640 * 15])
+    (committed,) = [event for event in stream.commit() if isinstance(event, Committed)]
+    assert committed.at_ms == 600
+    stream.push(speech("quick brown")[: 640 * 15])
+    ended = stream.finish()[-1]
+    assert isinstance(ended, Ended) and ended.clocks.processed_ms == 1200
+
+
 def test_two_utterances_are_two_segments_with_true_times() -> None:
     """WhisperLiveKit #365, #195: times must not drift over silence."""
     pause_s = 30.0

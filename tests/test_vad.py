@@ -12,7 +12,9 @@ import soundfile
 from dragoman.model.backend import Floats
 from dragoman.model.errors import BackendError, ConfigError
 from dragoman.stream import silero
-from dragoman.stream.vad import VadKind, make_vad, pcm16
+from dragoman.stream.vad import VadKind, decide, make_vad, pcm16
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 CLIP = Path(__file__).parent / "clips" / "market.flac"
 KINDS: tuple[VadKind, ...] = ("webrtc", "silero")
@@ -61,6 +63,19 @@ def test_frames_of_any_length_are_taken(kind: VadKind) -> None:
     """A frame shorter than the detector's chunk repeats the last decision."""
     vad = make_vad(kind)
     assert [vad.is_speech(np.zeros(100, np.float32)) for _ in range(20)] == [False] * 20
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=40))
+def test_frames_together_are_decided_as_one_by_one(sizes: list[int]) -> None:
+    samples, _ = soundfile.read(str(CLIP), dtype="float32")
+    pieces = np.split(samples, np.cumsum([size * 107 for size in sizes]))  # of any length: no chunk ends where a frame does
+    alone, together = make_vad("silero"), make_vad("silero")
+    expected, found, at = [alone.is_speech(piece) for piece in pieces], list[bool](), 0
+    for size in sizes * len(pieces):
+        found += decide(together, pieces[at : at + size]) if at < len(pieces) else []
+        at += size
+    assert found == expected
 
 
 def test_pcm16_clips_instead_of_wrapping() -> None:
