@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -430,6 +432,31 @@ def test_what_was_learnt_before_the_feeder_failed_is_saved(tmp_path: Path, token
         Trainer(make_student(), failing, tmp_path / "run", options).train()
     again = Trainer(make_student(), failing, tmp_path / "run", options)
     assert again.resume() and again.step == 2
+
+
+@pytest.mark.train
+def test_a_signal_to_all_processes_of_a_run_lets_it_save(tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    """``pkill -TERM -f training``: here the feeder gets it first, and is asked for more than it had ready."""
+    options = TrainOptions(steps=50, mel_steps=50, log_every=100, threads=1)
+    trainer = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / "run", options)
+    update, others = trainer.update, multiprocessing.active_children()
+
+    def killed(batch: Batch) -> dict[str, float]:
+        if trainer.step == 2:
+            (feeder,) = (child for child in multiprocessing.active_children() if child not in others)
+            feeder.terminate()
+        if trainer.step == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return update(batch)
+
+    monkeypatch.setattr(trainer, "update", killed)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        trainer.train()
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+    assert trainer.resume() and trainer.step == 13
 
 
 @pytest.mark.train

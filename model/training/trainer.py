@@ -22,6 +22,8 @@ from .optim import Muon, split_parameters
 from .rows import IGNORE, Batch
 from .student import LossWeights, Student
 
+FEEDER_OUTLIVES_S = 60  # a signal to end: a step and a checkpoint take less
+
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
@@ -203,9 +205,13 @@ class Trainer:
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:
-    """A feeder that dies of the same Ctrl-C would take the loop down before it can save: it gets a group of its own. A signal that is meant
-    for the feeder ends it, or the loop could not end it either."""
+    """A feeder that dies of the same signal would take the loop down before it can save. It has a group of its own, which Ctrl-C does not
+    reach, and what ends all processes of a run at once (``pkill -f``, a shutdown) ends it some seconds later, if the loop has not."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, _end_later if hasattr(signal, "alarm") else signal.SIG_DFL)
+
+
+def _end_later(number: int, frame: Any) -> None:
+    signal.alarm(FEEDER_OUTLIVES_S)
