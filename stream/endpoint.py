@@ -82,13 +82,13 @@ class Endpointer:
 
     def sure_frames(self, most: int) -> int:
         """How many of the next ``most`` frames are SPEECH to ``push``, whatever is decided on them: what decides may wait for more."""
-        sure = 0
-        while self.speaking and sure < most:
-            silent, length = self.silent_frames + sure + 1, self.segment_frames + sure + 1
-            if silent >= self._hangover_frames(length) or length >= self.settings.longest_frames:
-                break
-            sure += 1
-        return sure
+        if not self.speaking:
+            return 0
+        for sure in range(most, 0, -1):  # what holds of more frames holds of fewer
+            length = self.segment_frames + sure
+            if self.silent_frames + sure < self._hangover_frames(length) and length < self.settings.longest_frames:
+                return sure
+        return 0
 
     def push(self, is_speech: bool) -> Signal:
         """The next frame's decision → what it means."""

@@ -17,7 +17,7 @@ more than the detector: Silero is the default.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -38,18 +38,11 @@ class Vad(Protocol):
         ...
 
 
-@runtime_checkable
-class BatchVad(Vad, Protocol):
-    """A detector that decides on several frames for less than it takes to decide on each."""
-
-    def are_speech(self, frames: Sequence[Floats]) -> list[bool]:
-        """The next frames of the stream → what ``is_speech`` would say of each."""
-        ...
-
-
 def decide(vad: Vad, frames: Sequence[Floats]) -> list[bool]:
-    """The next frames of the stream → whether somebody speaks in each."""
-    return vad.are_speech(frames) if isinstance(vad, BatchVad) else [vad.is_speech(frame) for frame in frames]
+    """The next frames of the stream → whether somebody speaks in each. A detector that decides on several for less than on each of them
+    has ``are_speech``, which is this without ``vad``."""
+    together: Callable[[Sequence[Floats]], list[bool]] | None = getattr(vad, "are_speech", None)
+    return together(frames) if together else [vad.is_speech(frame) for frame in frames]
 
 
 class WebrtcVad:
