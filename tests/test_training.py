@@ -39,6 +39,8 @@ from dragoman.model.training.store import StoreWriter, build_from_folder  # noqa
 from dragoman.model.training.student import Depths, LossWeights, Student, answering, plain_attention  # noqa: E402
 from dragoman.model.training.teachers import WIDTH  # noqa: E402
 from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
 from .training_fakes import SENTENCES, make_batches, make_store, make_student  # noqa: E402
 
@@ -220,6 +222,16 @@ def test_the_equaliser_raises_its_bands_and_leaves_the_rest():
     assert not np.array_equal(Change(bands=((400.0, 9.0),)).of(wave), wave)
     without, asked = (draw_change([], AugmentOptions(equalise=share), np.random.default_rng(2)) for share in (0.0, 1.0))
     assert without.factor == asked.factor and not without.bands, "runs that do not ask for it draw what they drew before"
+
+
+@given(samples=st.integers(600, 5000), factor=st.floats(0.85, 1.15), tilt=st.booleans(), room=st.booleans())
+def test_how_long_a_changed_clip_will_be_is_known_before(samples: int, factor: float, tilt: bool, room: bool):
+    from dragoman.model.training.augment import Change
+
+    response = np.array([0.1, 1.0, 0.3], np.float32) if room else None
+    change = Change(factor, 0.5 if tilt else None, response, bands=((300.0, 3.0),))
+    assert len(change.of(np.ones(samples, np.float32))) == change.samples(samples)
+    assert Change().samples(samples) == samples
 
 
 def test_the_same_features_come_once_more_later(tmp_path: Path, tokenizer: tokenizers.Tokenizer):

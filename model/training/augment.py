@@ -80,6 +80,10 @@ class Change:
     telephone: bool = False
     bands: tuple[tuple[float, float], ...] = ()  # of the equaliser: hertz, decibels
 
+    def samples(self, before: int) -> int:
+        """How many samples ``of`` makes of so many."""
+        return len(np.arange(0, before - 1, self.factor)) if self.factor != 1.0 else before
+
     def of(self, wave: Wave) -> Wave:
         if self.factor != 1.0:
             wave = change_speed(wave, self.factor)

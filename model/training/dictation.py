@@ -107,10 +107,10 @@ class Dictations(Dataset[Dictation]):
             words = " ".join(words.split()[: sum(end + options.delay_frames < frames for end in ends)])
         tokens = self.tokenizer.encode(words).ids
         change = augment.draw_change(speech.rooms, options.augment, rng)
-        wave = change.of(wave)
-        frames = len(wave) // FRAME + options.tail_frames + 8  # and up to 8 of silence in front of it
+        frames = change.samples(len(wave)) // FRAME + options.tail_frames + 8  # and up to 8 of silence in front of it
         if not shortest <= frames <= length - len(AROUND) or len(tokens) >= length // FRAMES_PER_TOKEN:
-            return None
+            return None  # as most are: before anything is computed
+        wave = change.of(wave)
         row = Row(only_heard=True, ends=True)
         row.cut = cut
         row.silence(int(rng.integers(0, 8 * FRAME)))

@@ -118,7 +118,7 @@ class Trainer:
             sampler=range(self.step, self.options.steps),
             num_workers=1,
             prefetch_factor=4,
-            worker_init_fn=_leave_signals_to_the_loop,
+            worker_init_fn=_stand_back,
         )
         for batch in self._saved_from(loader):
             begin = time.monotonic()
@@ -204,10 +204,13 @@ class Trainer:
         self.stop_asked = True
 
 
-def _leave_signals_to_the_loop(worker: int) -> None:
-    """A feeder that dies of the same signal would take the loop down before it can save. It has a group of its own, which Ctrl-C does not
+def _stand_back(worker: int) -> None:
+    """For a feeder. Two threads that compute in step both wait while it takes a core from one of them, so it takes what they leave.
+
+    If it died of the loop's signals, the loop would go down before it can save. It has a group of its own, which Ctrl-C does not
     reach, and what ends all processes of a run at once (``pkill -f``, a shutdown) ends it some seconds later, if the loop has not."""
-    if hasattr(os, "setpgrp"):
+    if hasattr(os, "nice"):
+        os.nice(19)
         os.setpgrp()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_later if hasattr(signal, "alarm") else signal.SIG_DFL)
