@@ -20,6 +20,7 @@ from dragoman.model.checkpoint import load_model, save_checkpoint  # noqa: E402
 from dragoman.model.config import read_model_config  # noqa: E402
 from dragoman.model.errors import ConfigError  # noqa: E402
 from dragoman.model.training import dictation, listening, text  # noqa: E402
+from dragoman.model.training import mean as mean_of_two  # noqa: E402
 from dragoman.model.training.augment import AugmentOptions  # noqa: E402
 from dragoman.model.training.dictation import ClipOptions, Dictation, Dictations, whole_clip  # noqa: E402
 from dragoman.model.training.heads import FAR_STEP  # noqa: E402
@@ -364,6 +365,39 @@ def test_a_run_goes_on_from_all_that_listening_made(
         )
     assert float((found - wanted).abs().max()) < 0.02 * float(wanted.std())
     assert torch.equal(trainer.averaged["decoder.layers.0.encoder_attn.k_proj.weight"], published.layers[0].encoder_attn.k_proj.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("training_in_float32")
+def test_the_mean_of_a_run_and_what_it_began_from(tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener, folder = make_listener(hidden_size=WIDTH).eval(), tmp_path / "joined"
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    save_model(folder, join(listener), tmp_path)
+    for module in (listening, mean_of_two):
+        monkeypatch.setattr(module, "published_decoder", lambda tokenizer, layers: copy.deepcopy(listener.decoder))
+    monkeypatch.setattr(listening, "HEAD_BATCHES", 2)
+    options = run_options(tmp_path, start_from=str(folder))
+    trainer = build_trainer(options)
+    first = {name: value.clone() for name, value in trainer.averaged.items()}
+    for name, value in trainer.averaged.items():
+        value.add_(0.0 if name in {"mean", "spread"} else 1.0)
+    trainer.save()
+    mean_of_two.mean(options, 0.25, tmp_path / "mean")
+    mixed = load_listener(tmp_path / "mean").state_dict()
+    kept = [name for name in mixed if "_head." not in name and not name.startswith(("features.", "mean", "spread"))]
+    assert len(kept) > 20, "what is left out is thrown away in the end, or stays"
+    for name in kept:
+        assert torch.allclose(mixed[name], first[name] + 0.25, atol=1e-5), name
+    save_model(tmp_path / "model", join(load_listener(tmp_path / "mean")), tmp_path / "mean")
+    with pytest.raises(ConfigError, match="--share is 1.5, expected a number from 0 to 1"):
+        mean_of_two.mean(options, 1.5, tmp_path / "mean")
+    with pytest.raises(ConfigError, match="is the run's own folder"):
+        mean_of_two.main(["--config", str(_written(options, tmp_path)), "--out", str(tmp_path / "run")])
+
+
+def _written(options: ListeningOptions, folder: Path) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(f"folder: {options.folder}\nstores: [{{folder: {folder / 'store'}}}]\nstart_from: {options.start_from}\n")
+    return path
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:

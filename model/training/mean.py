@@ -1,0 +1,65 @@
+"""The mean of a run of listening and of what it began from: often better than either (Wortsman et al., "Model soups", arXiv 2203.05482).
+
+    python -m dragoman.model.training.mean --config run.yaml --share 0.6 --out RUN_FOLDER
+
+Both must have been trained to the end of a rate that fell. ``start_from`` must be a model that listening made. The new folder is one for
+``join``; it is no run that could go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import load_model
+from ..errors import ConfigError
+from .listening import Listener, ListeningOptions, first_layers, load_listener, published_decoder, read_options, read_tokenizer
+from .prepare import user_path
+from .unjoin import unjoin
+
+
+def begun(options: ListeningOptions, like: Listener) -> Listener:
+    """The listener that a run with these options began with; ``features``, which is thrown away in the end, is that of ``like``.
+
+    Raises ConfigError where ``start_from`` was not made by listening.
+    """
+    start, run = user_path(options.start_from), user_path(options.folder)
+    decoder = published_decoder(read_tokenizer(run), options.decoder_layers)
+    first = Listener(first_layers(start, options.layers), decoder, (like.mean.numpy(), like.spread.numpy()))
+    first.mean, first.spread = like.mean, like.spread
+    unjoin(load_model(start), first.decoder, first.adapt, first.mean, first.spread)
+    first.features.load_state_dict(like.features.state_dict())
+    return first
+
+
+def mean(options: ListeningOptions, share: float, out: Path) -> None:
+    """Write ``share`` of the run and the rest of what it began from. Raises ConfigError."""
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"--share is {share}, expected a number from 0 to 1")
+    run = user_path(options.folder)
+    if out.resolve() == run.resolve():
+        raise ConfigError(f"--out is the run's own folder {run}, expected another one")
+    learnt = load_listener(run)
+    new, old = learnt.state_dict(), begun(options, learnt).state_dict()
+    mixed = {name: value.lerp(old[name], 1 - share) if value.is_floating_point() else value for name, value in new.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "sizes.json", "taught.json"):
+        shutil.copyfile(run / name, out / name)
+    torch.save({"averaged": mixed, "student": mixed}, out / "checkpoint.pt")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--share", type=float, default=0.6, help="of the run; the rest is what it began from")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    mean(read_options(given.config), given.share, given.out)
+
+
+if __name__ == "__main__":
+    main()
