@@ -390,6 +390,8 @@ def test_the_mean_of_a_run_and_what_it_began_from(tmp_path: Path, tokenizer: tok
     save_model(tmp_path / "model", join(load_listener(tmp_path / "mean")), tmp_path / "mean")
     with pytest.raises(ConfigError, match="--share is 1.5, expected a number from 0 to 1"):
         mean_of_two.mean(options, 1.5, tmp_path / "mean")
+    with pytest.raises(ConfigError, match="was not made by listening"):
+        mean_of_two.mean(replace(options, start_from=str(model_folder(tmp_path / "other"))), 0.5, tmp_path / "mean")
     with pytest.raises(ConfigError, match="is the run's own folder"):
         mean_of_two.main(["--config", str(_written(options, tmp_path)), "--out", str(tmp_path / "run")])
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import load_model
+from ..config import read_model_config
 from ..errors import ConfigError
 from .listening import Listener, ListeningOptions, first_layers, load_listener, published_decoder, read_options, read_tokenizer
 from .prepare import user_path
@@ -28,6 +29,8 @@ def begun(options: ListeningOptions, like: Listener) -> Listener:
     Raises ConfigError where ``start_from`` was not made by listening.
     """
     start, run = user_path(options.start_from), user_path(options.folder)
+    if read_model_config(start).backbone.plain is None:
+        raise ConfigError(f"start_from: {start} was not made by listening, and has another decoder than a run that began there")
     decoder = published_decoder(read_tokenizer(run), options.decoder_layers)
     first = Listener(first_layers(start, options.layers), decoder, (like.mean.numpy(), like.spread.numpy()))
     first.mean, first.spread = like.mean, like.spread
