@@ -15,6 +15,11 @@ class Framer:
         self.frame_samples = frame_samples
         self._rest = np.empty(0, np.float32)
 
+    @property
+    def waiting_samples(self) -> int:
+        """How many samples wait for the rest of their frame."""
+        return len(self._rest)
+
     def push(self, samples: Floats) -> Floats:
         """[n] → [frames, frame_samples], frames ≥ 0."""
         joined = np.concatenate([self._rest, samples])

@@ -81,7 +81,7 @@ class SileroVad:
             raise ConfigError(f"vad.threshold is {threshold}, expected a number between 0 and 1")
         self._network = _silero_network()
         self._threshold = threshold
-        self._chunks, self._waiting_samples = Framer(CHUNK_SAMPLES), 0  # of a chunk that is not whole yet
+        self._chunks = Framer(CHUNK_SAMPLES)
         self._last = False
 
     def is_speech(self, frame: Floats) -> bool:
@@ -89,12 +89,12 @@ class SileroVad:
 
     def are_speech(self, frames: Sequence[Floats]) -> list[bool]:
         """The network is run once for all of them: for ten chunks that takes two fifths of the time of ten runs."""
+        waiting_samples = self._chunks.waiting_samples
         chunks = self._chunks.push(np.clip(np.concatenate(frames), -1.0, 1.0))
         speaks: list[bool] = (self._network(chunks.reshape(-1)) >= self._threshold).tolist() if len(chunks) else []
         decided, done = list[bool](), 0
         for frame in frames:
-            self._waiting_samples += len(frame)
-            of_frame, self._waiting_samples = divmod(self._waiting_samples, CHUNK_SAMPLES)
+            of_frame, waiting_samples = divmod(waiting_samples + len(frame), CHUNK_SAMPLES)
             if of_frame:
                 self._last = any(speaks[done : done + of_frame])
                 done += of_frame

@@ -24,6 +24,7 @@ from dragoman.model.errors import AudioFormatError, ConfigError  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.align import spread_characters, viterbi, word_ends  # noqa: E402
+from dragoman.model.training.augment import AugmentOptions, Change, draw_change, equalise  # noqa: E402
 from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.grow import grow  # noqa: E402
 from dragoman.model.training.grow import main as grow_folder  # noqa: E402
@@ -196,8 +197,6 @@ def test_targets_are_delayed_and_follow_the_speed(tmp_path: Path, tokenizer: tok
     ramp.tofile(tmp_path / "store" / "features-0.f16")
     (tmp_path / "store" / "features-0.tsv").write_text("".join(f"{name}\t{n}\n" for name, n in rows.items()))
     quiet = {"speed": 0.0, "noise": 0.0, "hiss": 0.0, "room": 0.0, "tilt": 0.0, "band": 0.0}
-    from dragoman.model.training.augment import AugmentOptions
-
     batches = make_batches(tmp_path, tokenizer, augment=AugmentOptions(**quiet), labelled=1.0, silence=0.0, several=0.0, mask_frames=0)
     batch = batches[1]
     steps = np.diff(batch.features[:, 0].numpy()) * batches.speech.spread[1][0]
@@ -207,8 +206,6 @@ def test_targets_are_delayed_and_follow_the_speed(tmp_path: Path, tokenizer: tok
 
 def test_the_equaliser_raises_its_bands_and_leaves_the_rest():
     """White noise through it: at the middle of each band the decibels that were asked for, two octaves away and more hardly any."""
-    from dragoman.model.training.augment import AugmentOptions, Change, draw_change, equalise
-
     wave = np.random.default_rng(0).standard_normal(160_000).astype(np.float32)
     before, after = (np.abs(np.fft.rfft(x)) ** 2 for x in (wave, equalise(wave, [(400.0, 9.0), (4000.0, -6.0)])))
     hertz = np.fft.rfftfreq(160_000, 1 / 16_000)
@@ -226,8 +223,6 @@ def test_the_equaliser_raises_its_bands_and_leaves_the_rest():
 
 @given(samples=st.integers(600, 5000), factor=st.floats(0.85, 1.15), tilt=st.booleans(), room=st.booleans())
 def test_how_long_a_changed_clip_will_be_is_known_before(samples: int, factor: float, tilt: bool, room: bool):
-    from dragoman.model.training.augment import Change
-
     response = np.array([0.1, 1.0, 0.3], np.float32) if room else None
     change = Change(factor, 0.5 if tilt else None, response, bands=((300.0, 3.0),))
     assert len(change.of(np.ones(samples, np.float32))) == change.samples(samples)

@@ -343,6 +343,11 @@ def test_a_run_is_built_saved_and_read_again(tmp_path: Path, tokenizer: tokenize
         load_listener(tmp_path / "start")
 
 
+@torch.no_grad()
+def said_to(given: Dictation, listener: Listener) -> torch.Tensor:
+    return listener.decoder(given.ids, listener.states(listener.hear(given.batch)), audio_heard(given.batch))
+
+
 @pytest.mark.usefixtures("training_in_float32")
 def test_a_run_goes_on_from_all_that_listening_made(
     tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch
@@ -359,10 +364,7 @@ def test_a_run_goes_on_from_all_that_listening_made(
     trainer = build_trainer(run_options(tmp_path, start_from=str(folder)))
     assert (tmp_path / "run" / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
     given = trainer.dictations[0]
-    with torch.no_grad():
-        found, wanted = (
-            one.decoder(given.ids, one.states(one.hear(given.batch)), audio_heard(given.batch)) for one in (trainer.listener, listener)
-        )
+    found, wanted = (said_to(given, one) for one in (trainer.listener, listener))
     assert float((found - wanted).abs().max()) < 0.02 * float(wanted.std())
     assert torch.equal(trainer.averaged["decoder.layers.0.encoder_attn.k_proj.weight"], published.layers[0].encoder_attn.k_proj.weight)  # type: ignore[union-attr]
 
@@ -386,7 +388,11 @@ def test_the_mean_of_a_run_and_what_it_began_from(tmp_path: Path, tokenizer: tok
     kept = [name for name in mixed if "_head." not in name and not name.startswith(("features.", "mean", "spread"))]
     assert len(kept) > 20, "what is left out is thrown away in the end, or stays"
     for name in kept:
-        assert torch.allclose(mixed[name], first[name] + 0.25, atol=1e-5), name
+        if name != "adapt.bias":  # of so small a decoder many say the same, and which is found hangs on rounding: what it says is compared
+            assert torch.allclose(mixed[name], first[name] + 0.25, atol=1e-5), name
+    mean_of_two.mean(options, 0.0, tmp_path / "begun")
+    found, wanted = (said_to(trainer.dictations[0], one) for one in (load_listener(tmp_path / "begun"), listener))
+    assert float((found - wanted).abs().max()) < 0.02 * float(wanted.std())
     save_model(tmp_path / "model", join(load_listener(tmp_path / "mean")), tmp_path / "mean")
     with pytest.raises(ConfigError, match="--share is 1.5, expected a number from 0 to 1"):
         mean_of_two.mean(options, 1.5, tmp_path / "mean")

@@ -6,6 +6,7 @@ belong into training from the first step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ class Change:
 
     def samples(self, before: int) -> int:
         """How many samples ``of`` makes of so many."""
-        return len(np.arange(0, before - 1, self.factor)) if self.factor != 1.0 else before
+        return math.ceil((before - 1) / self.factor) if self.factor != 1.0 else before
 
     def of(self, wave: Wave) -> Wave:
         if self.factor != 1.0:
@@ -101,10 +102,11 @@ def draw_change(rooms: list[Wave], options: AugmentOptions, rng: np.random.Gener
     tilt = float(rng.uniform(-0.6, 0.9)) if rng.random() < options.tilt else None
     response = rooms[int(rng.integers(len(rooms)))] if rooms and rng.random() < options.room else None
     narrow = rng.random() < options.band
-    if not options.equalise or rng.random() >= options.equalise:
-        return Change(factor, tilt, response, narrow)
-    bands = zip(np.exp(rng.uniform(np.log(150), np.log(6000), 3)), rng.uniform(-9, 9, 3), strict=True)
-    return Change(factor, tilt, response, narrow, tuple((float(hertz), float(decibels)) for hertz, decibels in bands))
+    bands: tuple[tuple[float, float], ...] = ()
+    if options.equalise and rng.random() < options.equalise:
+        hertz, decibels = np.exp(rng.uniform(np.log(150), np.log(6000), 3)), rng.uniform(-9, 9, 3)
+        bands = tuple(zip(hertz.tolist(), decibels.tolist(), strict=True))
+    return Change(factor, tilt, response, narrow, bands)
 
 
 def add_noise(row: Wave, noise: Wave | None, level: float, options: AugmentOptions, rng: np.random.Generator) -> Wave:

@@ -3,12 +3,13 @@
     python -m dragoman.model.training.mean --config run.yaml --share 0.6 --out RUN_FOLDER
 
 Both must have been trained to the end of a rate that fell. ``start_from`` must be a model that listening made. The new folder is one for
-``join``; it is no run that could go on.
+``join``; it is no run that could go on. (``package.mix`` is for model folders: where one of them was smoothed, their scales lie elsewhere.)
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +25,17 @@ from .unjoin import unjoin
 
 
 def begun(options: ListeningOptions, like: Listener) -> Listener:
-    """The listener that a run with these options began with; ``features``, which is thrown away in the end, is that of ``like``.
+    """The listener that a run with these options began with; what is thrown away in the end is as in ``like``, which the run became.
 
     Raises ConfigError where ``start_from`` was not made by listening.
     """
     start, run = user_path(options.start_from), user_path(options.folder)
     if read_model_config(start).backbone.plain is None:
         raise ConfigError(f"start_from: {start} was not made by listening, and has another decoder than a run that began there")
-    decoder = published_decoder(read_tokenizer(run), options.decoder_layers)
-    first = Listener(first_layers(start, options.layers), decoder, (like.mean.numpy(), like.spread.numpy()))
-    first.mean, first.spread = like.mean, like.spread
+    first = copy.deepcopy(like)
+    first.student.load_state_dict(first_layers(start, options.layers).state_dict())
+    first.decoder.load_state_dict(published_decoder(read_tokenizer(run), options.decoder_layers).state_dict())
     unjoin(load_model(start), first.decoder, first.adapt, first.mean, first.spread)
-    first.features.load_state_dict(like.features.state_dict())
     return first
 
 
@@ -52,7 +52,7 @@ def mean(options: ListeningOptions, share: float, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "sizes.json", "taught.json"):
         shutil.copyfile(run / name, out / name)
-    torch.save({"averaged": mixed, "student": mixed}, out / "checkpoint.pt")
+    torch.save({"averaged": mixed}, out / "checkpoint.pt")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

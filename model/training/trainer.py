@@ -208,7 +208,8 @@ def _stand_back(worker: int) -> None:
     """For a feeder. Two threads that compute in step both wait while it takes a core from one of them, so it takes what they leave.
 
     If it died of the loop's signals, the loop would go down before it can save. It has a group of its own, which Ctrl-C does not
-    reach, and what ends all processes of a run at once (``pkill -f``, a shutdown) ends it some seconds later, if the loop has not."""
+    reach, and what ends all processes of a run at once (``pkill -f``, a shutdown) ends it a minute later, if the loop has not.
+    """
     if hasattr(os, "nice"):
         os.nice(19)
         os.setpgrp()
