@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import AUDIO, CROSS, TEXT, BackboneConfig, PlainLayers
+from .config import CROSS, TEXT, BackboneConfig, PlainLayers, goes_through
 
 Attend = Callable[[int, Tensor, Tensor | None, Tensor | None], Tensor]
 Remember = Callable[[int, Tensor, Tensor], None]  # layer, k, v
@@ -144,9 +144,9 @@ class Layer(nn.Module):
         q, k, v = self.self_attn.project(h, rotary)
         return self.settle(x, attend(self.index, q, k, v))
 
-    def turn(self, x: Tensor, rotary: Rotary, attend: Attend, remember: Remember | None) -> Tensor:
-        """What :meth:`Backbone.forward` asks of one layer: text goes through as ever, audio only through its own layers."""
-        if self.role is None or (self.role == AUDIO) == (remember is not None):
+    def turn(self, x: Tensor, rotary: Rotary, attend: Attend, side: str, remember: Remember | None) -> Tensor:
+        """What :meth:`Backbone.forward` asks of one layer: a position goes only through the layers of its side."""
+        if self.role is None or goes_through(side, self.role):
             return self.forward(x, rotary, attend)
         if self.role == CROSS and remember is not None:
             remember(self.index, *self.self_attn.keys_and_values(self.input_layernorm(x), rotary))
@@ -188,15 +188,16 @@ class Backbone(nn.Module):
             tables[kind] = (angles.cos().to(dtype), angles.sin().to(dtype))
         return tables
 
-    def forward(self, x: Tensor, positions: Tensor, attend: Attend, remember: Remember | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, attend: Attend, side: str = TEXT, remember: Remember | None = None) -> Tensor:
         """Embeddings [..., d] at absolute positions [...] → hidden states [..., d] after the final norm.
 
-        Where layers have roles x is all text, or with ``remember`` all audio: that is given the keys and values that text looks at.
+        ``side``: AUDIO, TEXT or TRANSLATION, of all of x; it matters where layers have roles. ``remember``: with audio, is given the keys
+        and values that text looks at.
         """
         rotary = self.rotary(positions, x.dtype)
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            x = layer.turn(x, rotary, attend, remember)
+            x = layer.turn(x, rotary, attend, side, remember)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

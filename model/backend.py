@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig, VisionConfig
+from .config import SIDES, TRANSLATION, ModelConfig, VisionConfig
 from .errors import AudioFormatError, BackendError
 
 Ids = NDArray[np.int64]  # [n] token ids
 Floats = NDArray[np.float32]
+Sides = NDArray[np.uint8]  # [n] places in config.SIDES
 Hidden = object  # the hidden state at one position, as the runtime keeps it
 
 
@@ -139,11 +140,25 @@ def heard_ids(ids: Ids, config: ModelConfig) -> NDArray[np.bool_]:
     return begins | (ids == special.end_of_audio) if config.backbone.plain is not None else begins
 
 
-def next_block(heard: NDArray[np.bool_] | None, length: int, room: int | None) -> int:
+def sides_of(ids: Ids, config: ModelConfig, before: int | None) -> Sides:
+    """[n]: the side of each token, a number of ``config.SIDES``; ``before``: of the position in front of them, None: there is none. What is
+    heard is audio, and from the token of a language on to what is heard next all is translation."""
+    heard = heard_ids(ids, config)
+    sides = heard.astype(np.uint8)
+    if config.special.languages:
+        begins = np.isin(ids, config.special.languages)
+        changes = np.where(heard | begins, np.arange(len(ids)), -1)
+        last = np.maximum.accumulate(changes)  # the place that decides about each
+        goes_on = before == SIDES.index(TRANSLATION)
+        sides[~heard & np.where(last < 0, goes_on, begins[last])] = SIDES.index(TRANSLATION)
+    return sides
+
+
+def next_block(sides: NDArray[Any] | None, length: int, room: int | None) -> int:
     """How many of the next ``length`` positions one forward takes: what a rolled cache has room for, and where layers have roles
-    (``heard`` [length] is given) no more than are of one side."""
+    (``sides`` [length] is given) no more than are of one side."""
     longest = length if room is None else min(length, room)
-    if heard is None or bool((same := heard[:longest] == heard[0]).all()):
+    if sides is None or bool((same := sides[:longest] == sides[0]).all()):
         return longest
     return int(same.argmin())
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Ids
-from .config import TEXT
+from .config import AUDIO, CROSS, SIDES
 from .errors import CacheError
 
 Mask = NDArray[np.bool_]
@@ -138,41 +138,50 @@ class Held(Protocol):
 S = TypeVar("S", bound=Held)
 
 
+def _side(store: str) -> int:
+    """The side whose positions a role's keys and values are of: text looks at audio in layers of CROSS."""
+    return SIDES.index(AUDIO if store == CROSS else store)
+
+
 @dataclass(slots=True)
 class RingCache(Generic[S]):
     """What a runtime's cache of one stream does with its rings. They are all of one length; only where layers have roles
     (``config.AUDIO``) each counts the positions alone whose keys and values it is for."""
 
     stores: dict[str, S]  # BackboneConfig.stores → keys and values of these layers
-    heard: bytearray | None = None  # where layers have roles: for each position whether it is audio
+    sides: bytearray | None = None  # where layers have roles: for each position the number of its side (config.SIDES)
 
     @property
     def length(self) -> int:
-        return len(self.heard) if self.heard is not None else next(iter(self.stores.values())).ring.length
+        return len(self.sides) if self.sides is not None else next(iter(self.stores.values())).ring.length
 
-    def taking(self, heard: bool) -> dict[str, S]:
-        """The stores that take keys and values of audio, or of text."""
-        return {name: store for name, store in self.stores.items() if self.heard is None or (name == TEXT) != heard}
+    @property
+    def last_side(self) -> int | None:
+        """Of the last position; None: there is none, or there are no roles."""
+        return self.sides[-1] if self.sides else None
 
-    def append(self, count: int, heard: bool) -> dict[str, Ids]:
-        """Take in the next ``count`` positions, all audio or all text; returns their slots [count] in each store that takes them."""
-        slots = {name: store.ring.append(count) for name, store in self.taking(heard).items()}
-        if self.heard is not None:
-            self.heard.extend([heard] * count)
+    def taking(self, side: int) -> dict[str, S]:
+        """The stores that take keys and values of a side."""
+        return {name: store for name, store in self.stores.items() if self.sides is None or _side(name) == side}
+
+    def append(self, count: int, side: int) -> dict[str, Ids]:
+        """Take in the next ``count`` positions, all of one side; returns their slots [count] in each store that takes them."""
+        slots = {name: store.ring.append(count) for name, store in self.taking(side).items()}
+        if self.sides is not None:
+            self.sides.extend([side] * count)
         return slots
 
     def truncate(self, length: int) -> None:
         """Forget every position from ``length`` on. Raises CacheError if that is deeper than the slack, and changes nothing."""
         if not 0 <= length <= self.length:
             raise CacheError(f"cannot truncate to {length} positions, the cache holds {self.length}")
-        heard = 0 if self.heard is None else self.heard.count(1, 0, length)
-        lengths = {name: length if self.heard is None else length - heard if name == TEXT else heard for name in self.stores}
+        lengths = {name: length if self.sides is None else self.sides.count(_side(name), 0, length) for name in self.stores}
         for name, store in self.stores.items():
             store.ring.check_truncate(lengths[name])  # all first: a refused truncate changes nothing
         for name, store in self.stores.items():
             store.ring.truncate(lengths[name])
-        if self.heard is not None:
-            del self.heard[length:]
+        if self.sides is not None:
+            del self.sides[length:]
 
     @property
     def room(self) -> int | None:

@@ -14,15 +14,23 @@ from .errors import ConfigError
 SAMPLE_RATE = 16_000
 _MOST_SEGMENT_S = 30.0  # longer audio than this no model of the family is documented for (spec 2.1)
 _GEMMA_POSITIONS = 450  # beyond so many the released 12B is reported to hear nothing (spec 0)
-# Roles of a small model's layers (BackboneConfig.layer_roles). Audio and what begins it, <bos><|audio>, goes through AUDIO layers and text
-# through the others. In a layer of AUDIO or TEXT a position looks at those of its own kind before it, in a CROSS layer text looks at audio.
-# A TEXT layer has no MLP: the CROSS layer above it has one.
-AUDIO, TEXT, CROSS = "audio", "text", "cross"
+# Roles of a small model's layers (BackboneConfig.layer_roles). Audio and what begins it, <bos><|audio>, goes through AUDIO layers, a
+# transcript through those of TEXT and CROSS, and what is written behind the token of another language through those of TRANSLATION. In a
+# CROSS layer text looks at audio, in the others a position looks at those before it that went through the same layers. A TEXT layer has no
+# MLP: the CROSS layer above it has one.
+AUDIO, TEXT, CROSS, TRANSLATION = "audio", "text", "cross", "translation"
+# Sides of a position, and the numbers that stand for them in arrays.
+SIDES = (TEXT, AUDIO, TRANSLATION)
+
+
+def goes_through(side: str, role: str) -> bool:
+    """Whether positions of a side (AUDIO, TEXT or TRANSLATION) go through layers of a role."""
+    return role == side or (role == CROSS and side == TEXT)
 
 
 @dataclass(frozen=True, slots=True)
 class PlainLayers:
-    """Layers of TEXT and CROSS that are not Gemma's but those of a plain pre-norm decoder (BackboneConfig.plain): a norm before each half
+    """Layers for text that are not Gemma's but those of a plain pre-norm decoder (BackboneConfig.plain): a norm before each half
     and none behind it, none of queries, keys and values; biases behind attention and in the MLP, whose gate is SiLU; nothing turns in a
     CROSS layer. All their heads have keys of their own, of ``global_head_dim``."""
 
@@ -51,8 +59,8 @@ class BackboneConfig:
     rms_norm_eps: float = 1e-6
     final_logit_softcapping: float | None = 30.0
     pad_token_id: int = 0
-    layer_roles: tuple[str, ...] = ()  # AUDIO | TEXT | CROSS, one for each layer; none (Gemma 4): every position goes through every layer
-    plain: PlainLayers | None = None  # what layers of TEXT and CROSS are; None: Gemma's
+    layer_roles: tuple[str, ...] = ()  # one of the roles for each layer; none (Gemma 4): every position goes through every layer
+    plain: PlainLayers | None = None  # what layers for text are; None: Gemma's
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -141,6 +149,7 @@ class SpecialIds:
     end_of_image: int = 258882
     begin_of_audio: int = 256000
     end_of_audio: int = 258883
+    languages: tuple[int, ...] = ()  # where layers have the role TRANSLATION: the tokens behind which text is of that side
 
     @property
     def suppressed(self) -> tuple[int, ...]:
@@ -196,6 +205,7 @@ _OWN_KEYS = {
     "hearing_delay_ms",
     "layer_roles",
     "plain_layers",
+    "language_ids",
 }
 
 
@@ -224,7 +234,7 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
             rms_norm_eps=float(audio_raw.get("rms_norm_eps", 1e-6)),
         ),
         vision=None if vision_raw is None else _vision(vision_raw),
-        special=_special(raw, stop),
+        special=_special(raw, stop, own.pop("language_ids", [])),
         targets=tuple(cast("list[str]", targets)),
         **own,
     )
@@ -244,17 +254,18 @@ def _with_roles(backbone: BackboneConfig, given: Any, plain: Any) -> BackboneCon
 
 def _roles(given: Any, backbone: BackboneConfig) -> tuple[str, ...]:
     roles = tuple(cast("list[str]", given)) if isinstance(given, list) else (given,)
-    if roles and (len(roles) != backbone.num_layers or not set(roles) <= {AUDIO, TEXT, CROSS}):
-        raise ConfigError(
-            f"layer_roles is {given!r} in section 'dragoman', expected audio, text or cross for each of {backbone.num_layers} layers"
-        )
+    if roles and (len(roles) != backbone.num_layers or not set(roles) <= {AUDIO, TEXT, CROSS, TRANSLATION}):
+        known = f"{AUDIO}, {TEXT}, {CROSS} or {TRANSLATION}"
+        raise ConfigError(f"layer_roles is {given!r} in section 'dragoman', expected {known} for each of {backbone.num_layers} layers")
     kinds = {(role, kind) for role, kind in zip(roles, backbone.layer_types, strict=False)}
     if len(kinds) != len(set(roles)) or (CROSS, "sliding_attention") in kinds:
         raise ConfigError(f"layers have the roles and kinds {sorted(kinds)}, expected one kind for each role, and full attention for cross")
     return roles
 
 
-def _special(raw: Mapping[str, Any], stop: list[int] | None) -> SpecialIds:
+def _special(raw: Mapping[str, Any], stop: list[int] | None, languages: Any) -> SpecialIds:
+    if not isinstance(languages, list) or not all(isinstance(token, int) for token in cast("list[Any]", languages)):
+        raise ConfigError(f"language_ids is {languages!r} in section 'dragoman', expected a list of token ids")
     base, text = SpecialIds(), _section(raw, "text_config")
     names = {
         "image": "image_token_id",
@@ -273,6 +284,7 @@ def _special(raw: Mapping[str, Any], stop: list[int] | None) -> SpecialIds:
         pad=int(text.get("pad_token_id") or 0),
         bos=int(text.get("bos_token_id") or base.bos),
         stop=tuple(stop) if stop else base.stop,
+        languages=tuple(cast("list[int]", languages)),
         **ids,
     )
 

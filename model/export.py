@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .checkpoint import INDEX, SINGLE, Model, disk_name, load_drafter, load_model, progress_bar, save_rest, stored_dtype
-from .config import AUDIO, TEXT
+from .config import SIDES, TEXT
 from .drafter import Drafter, check_fit
 from .errors import BackendError, ConfigError
 from .graph_weights import GRAPHS, NOTE, Place, places
@@ -101,11 +101,12 @@ def write_graphs(
     special = model.config.special
     with GraphWriter(graphs, "projector", precision) as projector:
         write_projector(projector, model.projector)
-    halves: dict[str, bool | None] = {AUDIO: True, TEXT: False} if model.config.backbone.layer_roles else {"backbone": None}
+    roles = model.config.backbone.layer_roles
+    sides = {side: side for side in SIDES if side in roles} if roles else {"backbone": TEXT}
     tensors = _named("model.embed_audio.", projector.places)
-    for name, heard in halves.items():
+    for name, side in sides.items():
         with GraphWriter(graphs, name, precision) as g:
-            write_backbone(g, model.backbone, advance, heard=heard)
+            write_backbone(g, model.backbone, advance, side=side)
         tensors |= _named("model.language_model.", g.places)
     with GraphWriter(graphs, "head", precision) as g:
         write_head(g, model.backbone, special)
@@ -145,6 +146,8 @@ def check(graphs: Path, model: Model, drafter: Drafter | None) -> None:
     cache = runtime.new_cache()
     runtime.listen([(cache, frames)])
     (step,) = runtime.step([(cache, ids)])
+    for language in model.config.special.languages[:1]:
+        runtime.step([(cache.copy(), np.array([language], dtype=np.int64))])
     if drafter is not None:
         runtime.draft([(cache, (step.hidden[-1], int(step.ids[-1]), 1))])
     if model.config.vision is not None:

@@ -63,5 +63,5 @@ def translate_job(loaded: Loaded, target: str, *, samples: Floats | None = None,
     yield Append(cache, np.asarray(prompts.prefix(task)))
     if samples is not None:
         yield Listen(cache, _frames(loaded, samples))
-    tail = [*prompts.tail(task), *words, *prompts.translate(task, target)]
+    tail = prompts.translate(task, target, words)
     return (yield from hypothesis(cache, tail, (), (), stop=prompts.stop, limit_tokens=16 + 3 * len(words), max_draft=0))

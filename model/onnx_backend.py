@@ -22,6 +22,7 @@ from .backend import (
     Hidden,
     Ids,
     ModelSpec,
+    Sides,
     Step,
     check_apart,
     check_frames,
@@ -29,15 +30,17 @@ from .backend import (
     heard_ids,
     ids_to_embed,
     next_block,
+    sides_of,
 )
 from .cache import SLACK_TOKENS, SLIDING, Mask, new_ring
-from .config import AUDIO, TEXT, BackboneConfig, ModelConfig
+from .config import AUDIO, SIDES, BackboneConfig, ModelConfig, goes_through
 from .errors import BackendError, CacheError, TaskError
 from .graph_weights import NOTE
 from .onnx_cache import End, OnnxCache, Store
 
 ort: Any = onnxruntime  # untyped
 FORMAT = 1
+_HEARD = SIDES.index(AUDIO)
 _HEAD_ROWS = 64  # positions that go through the head at once: 12B's logits are 1 MB for each
 _LOWEST = np.float32(-3e38)
 _LARGE_BYTES = 64_000_000  # of weights: with less, a second thread takes more time to wake than it saves
@@ -62,8 +65,8 @@ class OnnxBackend:
         self._scale = np.float32(config.backbone.hidden_size**0.5)
         self._hears_end = bool(heard_ids(np.array([config.special.end_of_audio]), config)[0])
         self._end_of_audio = self.embed_ids(np.array([config.special.end_of_audio])) if self._hears_end else np.zeros(0, np.float32)
-        roles = bool(config.backbone.layer_roles)
-        self._backbones = dict.fromkeys((True, False), "backbone") if not roles else {True: AUDIO, False: TEXT}  # by whether it is audio
+        roles = config.backbone.layer_roles
+        self._backbones = {n: side if roles else "backbone" for n, side in enumerate(SIDES) if not roles or side in roles}  # by side
         busy = threads or max(_threads(graphs / f"{name}.data", None) for name in self._backbones.values())
         self._head, self._projector = (_open_beside(graphs / f"{name}.onnx", threads) for name in ("head", "projector"))
         self._vision, self._drafter = (
@@ -77,9 +80,9 @@ class OnnxBackend:
         stores = config.backbone.stores
         homes = {str(layer): home for layer, home in enumerate(config.backbone.homes)}
         self._groups = {name: config.backbone.heads(i) // config.backbone.kv_heads(i) for i, name in enumerate(stores)}
-        # The layers whose cache each graph looks at; where there are roles text looks at all but those of audio.
+        # The layers whose cache each graph looks at.
         self._layers = {
-            name: {layer: home for layer, home in homes.items() if not roles or (home[0] == AUDIO) == (name == AUDIO)}
+            name: {layer: home for layer, home in homes.items() if not roles or goes_through(name, home[0])}
             for name in self._backbones.values()
         }
         read = {kind: config.backbone.store_of(kind) for kind in dict.fromkeys(config.backbone.layer_types)}  # by the drafter
@@ -103,7 +106,7 @@ class OnnxBackend:
             embedded = self._embed_frames(np.concatenate([frames for _, frames in heard]))
             ends = np.cumsum([len(frames) for _, frames in heard])[:-1]
             work = [(_mine(cache), x) for (cache, _), x in zip(heard, np.split(embedded, ends), strict=True)]
-            self._append(work, [0] * len(work), [np.ones(len(x), np.bool_) for _, x in work], may_end=self._hears_end)
+            self._append(work, [0] * len(work), [_heard(x) for _, x in work], may_end=self._hears_end)
 
     def look(self, work: Sequence[tuple[Cache, Floats]]) -> None:
         if self._vision is None or self.config.vision is None:
@@ -111,13 +114,14 @@ class OnnxBackend:
         for _, patches in work:
             check_patches(patches, self.config.vision)
         seen = [(_mine(cache), self._embed_patches(patches)) for cache, patches in work]
-        self._append(seen, [0] * len(work), [np.ones(len(x), np.bool_) for _, x in seen], both_ways=True)
+        self._append(seen, [0] * len(work), [_heard(x) for _, x in seen], both_ways=True)
 
     def step(self, work: Sequence[tuple[Cache, Ids]], *, wanted: Sequence[int] | None = None) -> list[Step]:
         embedded = [(_mine(cache), self.embed_ids(ids)) for cache, ids in work]
-        heard, counts = [heard_ids(ids, self.config) for _, ids in work], [len(ids) for _, ids in work] if wanted is None else wanted
+        sides = [sides_of(ids, self.config, _mine(cache).last_side) for cache, ids in work]
+        counts = [len(ids) for _, ids in work] if wanted is None else wanted
         ends = [self._hears_end and int(ids[0]) == self.config.special.end_of_audio for _, ids in work]
-        return self._append(embedded, counts, heard, ends=ends)
+        return self._append(embedded, counts, sides, ends=ends)
 
     def draft(self, work: Sequence[tuple[Cache, tuple[Hidden, int, int]]]) -> list[Ids]:
         return [self._draft(_mine(cache), _state(hidden), token, count) for cache, (hidden, token, count) in work]
@@ -138,13 +142,13 @@ class OnnxBackend:
         self,
         work: Sequence[tuple[OnnxCache, Floats]],
         wanted: Sequence[int],
-        heard: Sequence[Mask],
+        sides: Sequence[Sides],
         *,
         both_ways: bool = False,
         may_end: bool = False,
         ends: Sequence[bool] | None = None,
     ) -> list[Step]:
-        """Append embeddings [n, d], of which ``heard`` [n] is audio, to each cache; answers for the last ``wanted`` positions of each. A
+        """Append embeddings [n, d], of the ``sides`` [n], to each cache; answers for the last ``wanted`` positions of each. A
         failure takes everything back that the slack still reaches. ``ends``: which of them begin with <audio|>; ``may_end``: nearly every
         block of audio is followed by a hypothesis, so its forward computes that token as well."""
         check_apart([cache for cache, _ in work])
@@ -153,29 +157,29 @@ class OnnxBackend:
                 cache.check_room(len(x))
         marks = [(cache, cache.length) for cache, _ in work]
         try:
-            given = zip(work, wanted, heard, ends or [False] * len(work), strict=True)
-            return [self._append_one(cache, x, count, sides, both_ways, may_end, end) for (cache, x), count, sides, end in given]
+            given = zip(work, wanted, sides, ends or [False] * len(work), strict=True)
+            return [self._append_one(cache, x, count, own, both_ways, may_end, end) for (cache, x), count, own, end in given]
         except BaseException:
             for cache, length in marks:
                 with suppress(CacheError):
                     cache.truncate(length)
             raise
 
-    def _append_one(self, cache: OnnxCache, x: Floats, wanted: int, heard: Mask, both_ways: bool, may_end: bool, ends: bool) -> Step:
+    def _append_one(self, cache: OnnxCache, x: Floats, wanted: int, sides: Sides, both_ways: bool, may_end: bool, ends: bool) -> Step:
         """Cut where a rolled cache has no more room, where the head would have too many rows (exact: causal), and where layers have roles
-        between audio and text."""
+        between one side and another."""
         if ends and cache.ends and wanted < len(x):
             self._write_end(cache)
-            x, heard = x[1:], heard[1:]
+            x, sides = x[1:], sides[1:]
         answers: list[Step] = []
         silent = len(x) - min(wanted, len(x))
         while len(x):
             longest = _HEAD_ROWS if silent <= 0 else silent if len(x) - silent > _HEAD_ROWS else len(x)
-            count = next_block(heard if self.config.backbone.layer_roles else None, min(longest, len(x)), cache.room)
+            count = next_block(sides if self.config.backbone.layer_roles else None, min(longest, len(x)), cache.room)
             rows = np.arange(max(0, silent), count, dtype=np.int64)
             and_end = may_end and count == len(x) and (cache.room is None or cache.room > count)
-            answers.append(self._forward(cache, x[:count], rows, bool(heard[0]), both_ways, and_end=and_end))
-            x, heard, silent = x[count:], heard[count:], silent - count
+            answers.append(self._forward(cache, x[:count], rows, int(sides[0]), both_ways, and_end=and_end))
+            x, sides, silent = x[count:], sides[count:], silent - count
         if len(answers) == 1:
             return answers[0]
         hidden = [state for answer in answers for state in answer.hidden]
@@ -184,19 +188,20 @@ class OnnxBackend:
     def _write_end(self, cache: OnnxCache) -> None:
         """Append <audio|>, of which the last block of audio has left what it would leave."""
         assert cache.end is not None, "the cache ends"
-        cache.reserve(1, True)
-        for store, slots in cache.append(1, True).items():
+        cache.reserve(1, _HEARD, ())
+        for store, slots in cache.append(1, _HEARD).items():
             cache.stores[store].write(slots, *cache.end.kept[store])
 
-    def _forward(self, cache: OnnxCache, x: Floats, rows: Ids, heard: bool, both_ways: bool, *, and_end: bool = False) -> Step:
+    def _forward(self, cache: OnnxCache, x: Floats, rows: Ids, side: int, both_ways: bool, *, and_end: bool = False) -> Step:
         """``and_end``: <audio|> goes through behind x, and is not appended."""
         kept = len(x)
         x = np.concatenate([x, self._end_of_audio]) if and_end else x
-        count, first, name = len(x), cache.length, self._backbones[heard]
-        cache.reserve(count, heard)
+        count, first, name = len(x), cache.length, self._backbones[side]
+        looked_at = dict.fromkeys(store for store, _ in self._layers[name].values())
+        cache.reserve(count, side, looked_at)
         inputs: dict[str, NDArray[Any]] = {"x": x, "positions": np.arange(first, first + count, dtype=np.int64), "rows": rows}
-        taking = cache.taking(heard)
-        for store_name in dict.fromkeys(home for home, _ in self._layers[name].values()):
+        taking = cache.taking(side)
+        for store_name in looked_at:
             store = cache.stores[store_name]
             if store_name in taking:
                 mask = self._mask(
@@ -208,10 +213,10 @@ class OnnxBackend:
             inputs[f"mask.{store_name}"] = mask
         out = self._run(name, cache, self._layers[name], inputs)
         made = {name: (out[f"new_keys.{name}"], out[f"new_values.{name}"]) for name in taking}
-        for store_name, slots in cache.append(kept, heard).items():
+        for store_name, slots in cache.append(kept, side).items():
             keys, values = made[store_name]
             cache.stores[store_name].write(slots, keys[..., :kept], values[:, :, :kept])
-        if heard:
+        if side == _HEARD:
             cache.end = None
         if and_end:
             ended = {name: (keys[..., kept:].copy(), values[:, :, kept:].copy()) for name, (keys, values) in made.items()}
@@ -224,7 +229,7 @@ class OnnxBackend:
     def _draft(self, cache: OnnxCache, hidden: Floats, token: int, count: int) -> Ids:
         if self._drafter is None or count <= 0:
             return np.zeros(0, dtype=np.int64)
-        cache.reserve(0)
+        cache.reserve(0, _HEARD, {store for store, _ in self._last.values()})
         # A sliding layer sees the whole last window: the token drafted from is not in the cache yet.
         stores = {kind: cache.stores[name] for kind, (name, _) in self._last.items()}
         masks = {
@@ -319,6 +324,10 @@ def _read_table(path: Path, config: BackboneConfig) -> NDArray[Any]:
     if table.shape != wanted:
         raise BackendError(f"{path} is {list(table.shape)}, expected {list(wanted)}: it belongs to another config.json")
     return table
+
+
+def _heard(x: Floats) -> Sides:
+    return np.full(len(x), _HEARD, np.uint8)
 
 
 def _floats(values: Floats) -> Floats:

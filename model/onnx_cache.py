@@ -7,6 +7,7 @@ copied, except when an array has to grow. Axes as in ``onnx_graphs.py``; S the s
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,13 +82,14 @@ class OnnxCache(RingCache[Store]):
             self.end = None
 
     def copy(self) -> OnnxCache:
-        return OnnxCache({name: store.copy() for name, store in self.stores.items()}, None if self.heard is None else self.heard[:])
+        return OnnxCache({name: store.copy() for name, store in self.stores.items()}, None if self.sides is None else self.sides[:])
 
-    def reserve(self, count: int, heard: bool = False) -> None:
-        """Room for ``count`` new positions in every store that takes them, and for one in any: an empty array cannot be bound. New arrays
-        are bound anew."""
-        taking = self.taking(heard)
-        for name, store in self.stores.items():
+    def reserve(self, count: int, side: int, bound: Collection[str]) -> None:
+        """Room for ``count`` new positions of a side in every store that takes them, and for one in any of ``bound``: an empty array cannot
+        be bound. New arrays are bound anew."""
+        taking = self.taking(side)
+        for name in {**taking, **dict.fromkeys(bound)}:
+            store = self.stores[name]
             slots = max(1, store.ring.length + (count if name in taking else 0))
             if store.reserve(min(slots, store.ring.capacity or slots)):
                 self._bound.clear()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Attention, Backbone, Layer, RMSNorm, rotary_frequencies
-from .config import AUDIO, CROSS, SpecialIds
+from .config import AUDIO, CROSS, TEXT, SpecialIds, goes_through
 from .drafter import Drafter
 from .onnx_writer import Array, GraphWriter
 from .projector import AudioProjector
@@ -79,11 +79,11 @@ def _layer_norm(g: GraphWriter, x: str, norm: nn.LayerNorm) -> str:
     return g.op("LayerNormalization", x, g.constant(array(norm.weight)), g.constant(array(norm.bias)), axis=-1, epsilon=norm.eps)
 
 
-def write_backbone(g: GraphWriter, backbone: Backbone, advance: Advance, *, heard: bool | None = None) -> None:
+def write_backbone(g: GraphWriter, backbone: Backbone, advance: Advance, *, side: str = TEXT) -> None:
     """x [n, d], positions [n], rows [r], a mask and a split for each kind of layer, keys.i and values.i for each layer
     → hidden [r, d] after the final norm, and for each kind the new keys [layers, Hkv, D, n] and values [layers, Hkv, n, D].
 
-    Where layers have roles (``config.AUDIO``) audio and text are a graph each, ``heard`` says which. Then it is for each role: audio
+    Where layers have roles each ``side`` (``config.SIDES``) is a graph of its own. Then it is for each role: audio
     makes keys and values of the layers of AUDIO and CROSS, and text looks at those of CROSS under a mask [1, S].
     """
     config = backbone.config
@@ -93,14 +93,14 @@ def write_backbone(g: GraphWriter, backbone: Backbone, advance: Advance, *, hear
     new: dict[str, list[tuple[str, str]]] = {}
     for layer in _layers(backbone):
         name = config.stores[layer.index]
-        turn = layer.role is None or (layer.role == AUDIO) == heard
+        turn = layer.role is None or goes_through(side, layer.role)
         if name not in shared:
             shared[name] = _shared_inputs(g, angles, layer.index, name, masked=turn, new=layer.role != CROSS)
         if turn:
             x, made = _write_layer(g, layer, x, shared[name], _cache_inputs(g, backbone, layer.index, layer.index))
             advance()
         else:
-            made = _remember(g, layer, x, shared[name]) if layer.role == CROSS and heard else None
+            made = _remember(g, layer, x, shared[name]) if layer.role == CROSS and side == AUDIO else None
         if made is not None:
             new.setdefault(name, []).append(made)
     hidden = _norm(g, g.op("Gather", x, rows), backbone.norm.weight, backbone.norm.eps)

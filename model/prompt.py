@@ -4,6 +4,10 @@
 
     <bos> <|audio> FRAMES <audio|> <|transcribe|> transcript <stop> <|de|> translation <stop>
 
+Where a model has layers for translation alone (config.TRANSLATION), what goes through them begins with the language, and stands by itself:
+
+    <bos> <|audio> FRAMES <|de|> transcript <stop> translation <stop>
+
 ``gemma4`` (spec 4): a user turn that holds the instruction and the audio, then the model's turn with an empty thought channel primed
 (without it the 12B opens its own). Text stands before audio, else the model answers instead of transcribing.
 
@@ -14,6 +18,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .config import ModelConfig
@@ -179,21 +184,24 @@ class Prompts:
         Where there are no instructions it is the prefix."""
         return self._prefix(task, _FIRM) if self.instructed else self.prefix(task)
 
-    def translate(self, task: Task, target: str) -> list[int]:
-        """Ids after the transcript, up to where its translation begins."""
+    def translate(self, task: Task, target: str, said: Sequence[int]) -> list[int]:
+        """Ids after the last frame, up to where the translation of the transcript ``said`` begins."""
         self._check_target(task, target)
         if self.format == "tokens":
-            return [self.stop[0], self._control(f"<|{target}|>")]
+            language = self._control(f"<|{target}|>")
+            if language in self._special.languages:
+                return [language, *said, self.stop[0]]
+            return [*self.tail(task), *said, self.stop[0], language]
         text = _TRANSLATE.format(source=LANGUAGES[task.language], target=LANGUAGES[target])
         if terms := [f"{term.source} = {term.translation}" for term in task.terms if term.target == target]:
             text += _TERMS.format(terms="; ".join(terms))
-        return self._turn(text)
+        return [*self.tail(task), *said, *self._turn(text)]
 
-    def formatted(self, task: Task) -> list[int]:
-        """Ids after the transcript, up to where its formatted text begins. Raises TaskError."""
+    def formatted(self, task: Task, said: Sequence[int]) -> list[int]:
+        """The same for the formatted text. Raises TaskError."""
         self.check(task)
         assert task.style is not None, "no formatted text was asked for"
-        return self._turn(_FORMAT if task.style == PLAIN else _STYLE.format(style=task.style))
+        return [*self.tail(task), *said, *self._turn(_FORMAT if task.style == PLAIN else _STYLE.format(style=task.style))]
 
     def _turn(self, text: str) -> list[int]:
         return [*self._end_turn, *self._user, *self._tokenizer.encode(text), *self._end_turn, *self._model]

@@ -21,20 +21,23 @@ from .backend import (
     Hidden,
     Ids,
     ModelSpec,
+    Sides,
     Step,
     check_apart,
     check_frames,
     check_patches,
-    heard_ids,
     ids_to_embed,
     next_block,
+    sides_of,
 )
-from .cache import SLACK_TOKENS, SLIDING, Mask, Ring, RingCache, new_ring
+from .cache import SLACK_TOKENS, SLIDING, Ring, RingCache, new_ring
 from .checkpoint import Model
+from .config import AUDIO, SIDES
 from .drafter import Drafter, check_fit
 from .errors import BackendError, TaskError
 
 _FIRST_SLOTS = 64
+_HEARD = np.uint8(SIDES.index(AUDIO))
 _HEAD_ROWS = 64  # positions that go through the head at once: 12B's logits are 1 MB for each
 
 
@@ -69,7 +72,7 @@ class TorchCache(RingCache[_Store]):
     """The state of one stream."""
 
     def copy(self) -> TorchCache:
-        return TorchCache({name: store.copy() for name, store in self.stores.items()}, None if self.heard is None else self.heard[:])
+        return TorchCache({name: store.copy() for name, store in self.stores.items()}, None if self.sides is None else self.sides[:])
 
 
 @dataclass(slots=True)
@@ -111,7 +114,7 @@ class TorchBackend:
         for _, frames in work:
             check_frames(frames, self.config.audio.frame_samples)
         heard = [(_mine(cache), self.projector(self._floats(frames))) for cache, frames in work if len(frames)]
-        self._append_in_blocks(heard, [np.ones(len(x), np.bool_) for _, x in heard])
+        self._append_in_blocks(heard, [np.full(len(x), _HEARD) for _, x in heard])
 
     @torch.inference_mode()
     def look(self, work: Sequence[tuple[Cache, Floats]]) -> None:
@@ -125,7 +128,8 @@ class TorchBackend:
     def step(self, work: Sequence[tuple[Cache, Ids]], *, wanted: Sequence[int] | None = None) -> list[Step]:
         wanted = [len(ids) for _, ids in work] if wanted is None else wanted
         embedded = [(_mine(cache), self.embed_ids(ids)) for cache, ids in work]
-        hidden = self._append_in_blocks(embedded, [heard_ids(ids, self.config) for _, ids in work])
+        sides = [sides_of(ids, self.config, _mine(cache).last_side) for cache, ids in work]
+        hidden = self._append_in_blocks(embedded, sides)
         rows = [states[-count:] for states, count in zip(hidden, wanted, strict=True)]
         if not rows:
             return []
@@ -156,11 +160,12 @@ class TorchBackend:
         return self.drafter(self.embed_ids(tokens), hidden, positions, self._attend_shared(caches))
 
     @torch.inference_mode()
-    def hidden_states(self, work: Sequence[tuple[TorchCache, Tensor]], *, both_ways: bool = False, heard: bool = False) -> list[Tensor]:
+    def hidden_states(self, work: Sequence[tuple[TorchCache, Tensor]], *, both_ways: bool = False, side: int = 0) -> list[Tensor]:
         """Append embeddings [n, d] to each cache in ONE forward → hidden states [n, d] after the final norm, for each.
 
-        ``both_ways``: sliding layers let the new positions of a stream see each other's future (an image). ``heard``: they are audio,
-        which matters where layers have roles. Raises CacheError, and changes nothing, if a block is longer than a cache's room.
+        ``both_ways``: sliding layers let the new positions of a stream see each other's future (an image). ``side``: of all of them
+        (``config.SIDES``), which matters where layers have roles. Raises CacheError, and changes nothing, if a block is longer than a
+        cache's room.
         """
         if not work:
             return []
@@ -170,9 +175,10 @@ class TorchBackend:
         marks = [(cache, cache.length) for cache, _ in work]
         positions = torch.cat([torch.arange(length, length + len(x)) for (_, length), (_, x) in zip(marks, work, strict=True)])
         try:
-            parts = self._reserve(work, both_ways, heard)
-            remember = self._remember(parts) if heard and self.config.backbone.layer_roles else None
-            states = self.backbone(torch.cat([x for _, x in work]), positions.to(self._table.device), self._attend(parts), remember)
+            parts = self._reserve(work, both_ways, side)
+            remember = self._remember(parts) if side == _HEARD and self.config.backbone.layer_roles else None
+            given = torch.cat([x for _, x in work]), positions.to(self._table.device)
+            states = self.backbone(*given, self._attend(parts), SIDES[side], remember)
         except BaseException:
             for cache, length in marks:
                 cache.truncate(length)
@@ -189,31 +195,31 @@ class TorchBackend:
         """[n ≥ 1] ids → [n, d], scaled; errors as in ``ids_to_embed``."""
         return self.backbone.embed(torch.as_tensor(ids_to_embed(ids, self.config), device=self._table.device))
 
-    def _append_in_blocks(self, work: Sequence[tuple[TorchCache, Tensor]], heard: Sequence[Mask]) -> list[Tensor]:
-        """``hidden_states`` for causal input of any length, of which ``heard`` [n] is audio: cut where a rolled cache has no more room
-        (exact: causal), and where layers have roles between audio and text."""
+    def _append_in_blocks(self, work: Sequence[tuple[TorchCache, Tensor]], given: Sequence[Sides]) -> list[Tensor]:
+        """``hidden_states`` for causal input of any length, of the sides ``given`` [n]: cut where a rolled cache has no more room
+        (exact: causal), and where layers have roles between one side and another."""
         done: list[list[Tensor]] = [[] for _ in work]
         rest, roles = [x for _, x in work], bool(self.config.backbone.layer_roles)
         while waiting := [place for place, x in enumerate(rest) if len(x)]:
-            sides = {place: bool(heard[place][-len(rest[place])]) for place in waiting}
+            sides = {place: int(given[place][-len(rest[place])]) for place in waiting}
             turn = [place for place in waiting if not roles or sides[place] == sides[waiting[0]]]
             blocks: list[tuple[TorchCache, Tensor]] = []
             for place in turn:
                 cache, x = work[place][0], rest[place]
-                blocks.append((cache, x[: next_block(heard[place][-len(x) :] if roles else None, len(x), cache.room)]))
-            states = self.hidden_states(blocks, heard=sides[waiting[0]])
+                blocks.append((cache, x[: next_block(given[place][-len(x) :] if roles else None, len(x), cache.room)]))
+            states = self.hidden_states(blocks, side=sides[waiting[0]])
             for place, (_, block), said in zip(turn, blocks, states, strict=True):
                 done[place].append(said)
                 rest[place] = rest[place][len(block) :]
         return [torch.cat(states) if len(states) > 1 else states[0] for states in done]
 
-    def _reserve(self, work: Sequence[tuple[TorchCache, Tensor]], both_ways: bool, heard: bool) -> list[_Part]:
+    def _reserve(self, work: Sequence[tuple[TorchCache, Tensor]], both_ways: bool, side: int) -> list[_Part]:
         parts: list[_Part] = []
         row = 0
         for cache, x in work:
             n, firsts = len(x), {name: store.ring.length for name, store in cache.stores.items()}
             part = _Part(cache, slice(row, row + n), {}, {})
-            for name, slots in cache.append(n, heard).items():
+            for name, slots in cache.append(n, side).items():
                 store = cache.stores[name]
                 part.slots[name] = self._index(slots)
                 store.reserve(store.ring.slots_used)

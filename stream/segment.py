@@ -154,7 +154,7 @@ class Segment:
 
     def translate(self, target: str) -> Job[str]:
         """A further turn of the same fork: the words committed so far into ``target``. Raises TaskError."""
-        asked = self._prompts.translate(self._task, target)
+        asked = self._prompts.translate(self._task, target, self.transcript.committed_ids)
         old = self._translated.get(target, ())
         ids = yield from self._further("translation", asked, old, _TRANSLATION_TOKENS)
         self._translated[target] = ids
@@ -162,13 +162,12 @@ class Segment:
 
     def formatted(self) -> Job[str]:
         """A further turn as well: the committed transcript in the task's style. Raises TaskError."""
-        ids = yield from self._further("formatted", self._prompts.formatted(self._task), (), _FORMATTED_TOKENS)
+        asked = self._prompts.formatted(self._task, self.transcript.committed_ids)
+        ids = yield from self._further("formatted", asked, (), _FORMATTED_TOKENS)
         return self.transcript.decode(ids).strip()
 
     def _further(self, turn: Turn, asked: Sequence[int], old: Sequence[int], tokens_each: int) -> Job[tuple[int, ...]]:
-        said = self.transcript.committed_ids
-        forced = [*self._prompts.tail(self._task), *said, *asked]
-        found = yield from self._fork(turn, forced, (), old, tokens_each * len(said) + 16)
+        found = yield from self._fork(turn, asked, (), old, tokens_each * len(self.transcript.committed_ids) + 16)
         kept, _ = self._guards.keep((), found.ids, stopped=found.stopped)
         return found.ids[:kept]
 

@@ -160,7 +160,7 @@ def test_a_translation_continues_the_transcript(translating: Loaded) -> None:
     """Clip, text or both: the ids before the translation are those of a row of training."""
     prompts, samples = translating.prompts, np.zeros(8_000, np.float32)
     task = Task(targets=("de",))
-    tail = [*prompts.tail(task), *translating.tokenizer.encode("We saw it all."), *prompts.translate(task, "de")]
+    tail = prompts.translate(task, "de", translating.tokenizer.encode("We saw it all."))
     assert tail[0] == text.END_AUDIO and tail[1] == text.TRANSCRIBE and tail[-2:] == [text.END, text.TRANSLATE["de"]]
     said = run(translating.backend, translate_job(translating, "de", transcript="We saw it all."))
     cache = translating.backend.new_cache()

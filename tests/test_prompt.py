@@ -25,11 +25,19 @@ def test_the_small_format_is_one_task_token() -> None:
     task = Task(targets=("de",))
     assert names(SMALL.prefix(task)) == ["<bos>", "<|audio>"]
     assert names(SMALL.tail(task)) == ["<audio|>", "<|transcribe|>"]
-    assert names(SMALL.translate(task, "de")) == ["<eos>", "<|de|>"]
+    assert names(SMALL.translate(task, "de", [20])) == ["<audio|>", "<|transcribe|>", NAMES.name_of(20), "<eos>", "<|de|>"]
     assert SMALL.carry("what was said before") == []
     assert SMALL.opening(task, "what was said before") == SMALL.prefix(task)
     assert names(list(SMALL.stop)) == ["<eos>"]
     assert (SMALL.languages, set(SMALL.targets)) == (("en",), {"de", "fr", "es"})
+
+
+def test_layers_of_translation_are_asked_by_the_language_alone() -> None:
+    config = scripted_config()
+    german = scripted_tokenizer().id_of("<|de|>")
+    assert german is not None
+    prompts = Prompts(replace(config, special=replace(config.special, languages=(german,))), scripted_tokenizer())
+    assert names(prompts.translate(Task(), "de", [20])) == ["<|de|>", NAMES.name_of(20), "<eos>"]
 
 
 def test_the_large_format_is_the_documented_one() -> None:
@@ -48,7 +56,11 @@ def test_the_large_format_is_the_documented_one() -> None:
 
 
 def test_a_translation_is_a_further_turn() -> None:
-    ids = LARGE.translate(Task(language="en"), "fr")
+    task = Task(language="en")
+    whole = LARGE.translate(task, "fr", [1000, 1001])
+    given = [*LARGE.tail(task), 1000, 1001]
+    ids = whole[len(given) :]
+    assert whole[: len(given)] == given
     assert ids[:5] == [106, 107, 105, 2364, 107]
     assert ids[-9:] == [106, 107, 105, 4368, 107, 100, 45518, 107, 101]
     assert "from English into French" in gemma_tokenizer().decode(ids)
@@ -90,14 +102,14 @@ def test_what_a_model_lacks_is_refused_with_what_it_has(prompts: Prompts, task: 
             use(task)
     for target in task.targets[-1:]:
         with pytest.raises(TaskError, match=message):
-            prompts.translate(task, target)
+            prompts.translate(task, target, [])
 
 
 def test_terms_stand_in_the_translation_that_they_are_for() -> None:
     task = Task(targets=("de", "fr"), terms=(KEEPER, Term("de", "light", "Feuer")))
-    text = gemma_tokenizer().decode(LARGE.translate(task, "de"))
+    text = gemma_tokenizer().decode(LARGE.translate(task, "de", []))
     assert "Translate these terms as given: keeper = Wärter; light = Feuer." in text
-    assert LARGE.translate(task, "fr") == LARGE.translate(Task(), "fr") and LARGE.prefix(task) == LARGE.prefix(Task())
+    assert LARGE.translate(task, "fr", []) == LARGE.translate(Task(), "fr", []) and LARGE.prefix(task) == LARGE.prefix(Task())
 
 
 def test_a_term_is_read_or_refused() -> None:
@@ -109,8 +121,10 @@ def test_a_term_is_read_or_refused() -> None:
 
 
 def test_formatted_text_is_a_further_turn_with_its_style() -> None:
-    plain = LARGE.formatted(Task(style="plain"))
-    styled = LARGE.formatted(Task(style="minutes of a meeting <turn|>"))
+    given = [*LARGE.tail(Task()), 1000, 1001]
+    wholes = [LARGE.formatted(Task(style=style), given[-2:]) for style in ("plain", "minutes of a meeting <turn|>")]
+    assert all(whole[: len(given)] == given for whole in wholes)
+    plain, styled = (whole[len(given) :] for whole in wholes)
     for ids in (plain, styled):
         assert ids[:5] == [106, 107, 105, 2364, 107] and ids[-9:] == [106, 107, 105, 4368, 107, 100, 45518, 107, 101]
         assert ids.count(106) == 2, "a style cannot end a turn"

@@ -27,10 +27,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from .tiny_models import PLAIN, ROLES, WINDOW, G, L, noise, randomise, tiny_config, tiny_drafter, tiny_model
+from .tiny_models import PLAIN, ROLES, TRANSLATING, WINDOW, G, L, noise, randomise, tiny_config, tiny_drafter, tiny_model
 
 BACKEND = TorchBackend(tiny_model(11, tiny_config(**ROLES)), tiny_drafter(12), slack_tokens=40)
 PLAIN_BACKEND = TorchBackend(tiny_model(11, tiny_config(**PLAIN)), slack_tokens=40)
+TRANSLATING_BACKEND = TorchBackend(tiny_model(11, tiny_config(**TRANSLATING)), slack_tokens=40)
+SIDE = {"text": "text", "cross": "text", "audio": "audio", "translation": "translation"}  # whose positions go through layers of a role
 Block = int | list[int]  # so many frames, or tokens
 ROUNDING = 2e-4
 
@@ -38,8 +40,8 @@ ROUNDING = 2e-4
 def reference(backend: TorchBackend, blocks: list[Block]) -> Tensor:
     """Hidden states [T, d] by whole layers over all positions: what a position may not look at is masked, and what it has no part in is put
     back. No cache, and nothing is left out."""
-    x, heard = embedded(backend, blocks)
-    n, backbone = len(x), backend.backbone
+    x, sides = embedded(backend, blocks)
+    n, backbone, heard = len(x), backend.backbone, of(sides, "audio")
     rotary = backbone.rotary(torch.arange(n), x.dtype)
     causal, turn = torch.ones(n, n).tril().bool(), heard.cumsum(0)  # how many were heard: a window counts only those
     near = causal & (turn[:, None] - turn < WINDOW) & heard
@@ -47,27 +49,34 @@ def reference(backend: TorchBackend, blocks: list[Block]) -> Tensor:
         assert isinstance(layer, Layer)
         h = layer.input_layernorm(x)
         q, (k, v) = layer.self_attn.queries(h, rotary), layer.self_attn.keys_and_values(h, rotary)
-        seen = {"audio": near, "text": causal & ~heard, "cross": causal & heard}[role]
+        seen = near if role == "audio" else causal & (heard if role == "cross" else of(sides, role))
         heads = [part.transpose(0, 1)[None] for part in (q, k, v)]
         found = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=1.0, enable_gqa=True)[0].transpose(0, 1)
         found = torch.where(seen.any(-1)[:, None, None], found, 0.0)
-        x = torch.where((heard == (role == "audio"))[:, None], layer.settle(x, found), x)
+        x = torch.where(of(sides, SIDE[role])[:, None], layer.settle(x, found), x)
     return backbone.norm(x)
 
 
-def embedded(backend: TorchBackend, blocks: list[Block]) -> tuple[Tensor, Tensor]:
-    """Inputs [T, d], and which of them are heard [T]."""
+def of(sides: list[str], side: str) -> Tensor:
+    return torch.tensor([one == side for one in sides])
+
+
+def embedded(backend: TorchBackend, blocks: list[Block]) -> tuple[Tensor, list[str]]:
+    """Inputs [T, d], and the side of each: told one by one, as the page on prompts says it."""
     parts: list[Tensor] = []
-    heard: list[Tensor] = []
+    sides: list[str] = []
     for place, block in enumerate(blocks):
         if isinstance(block, int):
             parts.append(backend.projector(torch.from_numpy(noise(place, block))))
-            heard.append(torch.ones(block, dtype=torch.bool))
+            sides += ["audio"] * block
         else:
             ids = np.array(block)
             parts.append(backend.embed_ids(ids))
-            heard.append(torch.from_numpy(heard_ids(ids, backend.config)))
-    return torch.cat(parts), torch.cat(heard)
+            for token, heard in zip(block, heard_ids(ids, backend.config), strict=True):
+                goes_on = bool(sides) and sides[-1] == "translation"
+                translates = token in backend.config.special.languages or goes_on
+                sides.append("audio" if heard else "translation" if translates else "text")
+    return torch.cat(parts), sides
 
 
 tokens = st.lists(st.sampled_from([2, 85, 86, *range(3, 40)]), min_size=1, max_size=24)
@@ -76,7 +85,7 @@ block_lists = st.lists(st.one_of(st.integers(1, 30), tokens), min_size=1, max_si
 
 @settings(deadline=None, max_examples=60)
 @given(
-    backend=st.sampled_from([BACKEND, PLAIN_BACKEND]),
+    backend=st.sampled_from([BACKEND, PLAIN_BACKEND, TRANSLATING_BACKEND]),
     blocks=block_lists,
     undone=st.lists(st.one_of(st.none(), tokens), min_size=8, max_size=8),
 )
@@ -97,13 +106,10 @@ def test_streaming_equals_whole_layers_under_masks(backend: TorchBackend, blocks
     with torch.inference_mode():
         wanted = reference(backend, final)[-3:]
     np.testing.assert_allclose(np.stack([np.asarray(state) for state in last.hidden]), wanted.numpy(), atol=2e-4)
-    heard = embedded(backend, final)[1]
-    assert cache.length == len(heard)
-    assert {name: store.ring.length for name, store in cache.stores.items()} == {
-        "audio": int(heard.sum()),
-        "cross": int(heard.sum()),
-        "text": int((~heard).sum()),
-    }
+    sides = embedded(backend, final)[1]
+    assert cache.length == len(sides)
+    for name, store in cache.stores.items():
+        assert store.ring.length == sides.count("audio" if name == "cross" else name)
 
 
 def test_what_is_said_while_nothing_was_heard_looks_at_nothing() -> None:
@@ -244,14 +250,13 @@ def model_folder(folder: Path, kinds: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING], ids=["roles", "plain", "translating"])
 @pytest.mark.parametrize("once", [False, True])
 def test_graphs_of_roles_hold_each_matrix_once(tmp_path: Path, once: bool, kinds: dict[str, Any]) -> None:
     model_folder(tmp_path / "new", kinds)
     export(tmp_path / "new", tmp_path / "new", precision="fp32", once=once)
-    assert {path.name for path in (tmp_path / "new" / "onnx").glob("*.onnx")} == {
-        f"{n}.onnx" for n in ("audio", "text", "head", "projector")
-    }
+    sides = {"audio", "text", *({"translation"} if kinds is TRANSLATING else ())}
+    assert {path.stem for path in (tmp_path / "new" / "onnx").glob("*.onnx")} == {*sides, "head", "projector"}
     model = load_model(tmp_path / "new")
     runtimes = [TorchBackend(model), OnnxBackend(tmp_path / "new" / "onnx", model.config)]
     steps = []
@@ -259,15 +264,41 @@ def test_graphs_of_roles_hold_each_matrix_once(tmp_path: Path, once: bool, kinds
         cache = backend.new_cache()
         backend.listen([(cache, noise(0, 20))])
         steps += backend.step([(cache, np.array([text.END_AUDIO, text.TRANSCRIBE, 20]))])
-    assert steps[0].ids.tolist() == steps[1].ids.tolist()
-    np.testing.assert_allclose(steps[0].logprobs, steps[1].logprobs, atol=1e-4)
+        cache.truncate(20)
+        steps += backend.step([(cache, np.array([text.TRANSLATE["fr"], 20, 21, text.END]))])
+        steps += backend.step([(cache, np.array([22]))])  # what follows is of that side too
+        assert cache.length == 25
+    for one, other in zip(steps[:3], steps[3:], strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
+def test_a_translation_leaves_the_transcript_as_it_is(tmp_path: Path) -> None:
+    """To the last bit, in both runtimes, and it does not look at what was heard; who does not translate keeps no room for it."""
+    model_folder(tmp_path / "new", TRANSLATING)
+    export(tmp_path / "new", tmp_path / "new", precision="int8")
+    model = load_model(tmp_path / "new")
+    asked, tail = np.array([text.TRANSLATE["de"], 20, 21, text.END, 22]), np.array([text.END_AUDIO, text.TRANSCRIBE, 20])
+    for backend in (TorchBackend(model), OnnxBackend(tmp_path / "new" / "onnx", model.config)):
+        cache, plain = backend.new_cache(), backend.new_cache()
+        backend.listen([(cache, noise(0, 20))])
+        backend.listen([(plain, noise(0, 20))])
+        (translated,) = backend.step([(cache, asked)])
+        cache.truncate(20)
+        (said,), (wanted,) = backend.step([(cache, tail)]), backend.step([(plain, tail)])
+        assert said.logprobs.tolist() == wanted.logprobs.tolist()
+        fresh = backend.new_cache()
+        backend.listen([(fresh, noise(1, 20))])
+        (other,) = backend.step([(fresh, asked)])
+        assert other.logprobs.tolist() == translated.logprobs.tolist()
+        assert 0 in plain.stores["translation"].keys.shape and 0 not in cache.stores["translation"].keys.shape
 
 
 @pytest.mark.parametrize(
     ("roles", "message"),
     [
-        (["audio"] * 5, "expected audio, text or cross for each of 6 layers"),
-        (["audio", "audio", "text", "cross", "text", "speech"], "expected audio, text or cross"),
+        (["audio"] * 5, "expected audio, text, cross or translation for each of 6 layers"),
+        (["audio", "audio", "text", "cross", "text", "speech"], "expected audio, text, cross or translation"),
         ("audio", "layer_roles is 'audio'"),
         (["audio", "text", "text", "cross", "text", "cross"], "expected one kind for each role"),
         (["cross", "cross", "text", "text", "text", "text"], "full attention for cross"),
@@ -280,7 +311,7 @@ def test_wrong_roles_are_named(roles: object, message: str) -> None:
         model_config_from_mapping(raw)
 
 
-@pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING], ids=["roles", "plain", "translating"])
 def test_roles_go_through_config_json(kinds: dict[str, Any]) -> None:
     config = replace(tiny_config(**kinds), audio=AudioConfig())
     again = config_of(json.loads(json.dumps(asdict(config.backbone))))

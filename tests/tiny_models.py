@@ -34,12 +34,19 @@ ROLES: dict[str, Any] = {
     "layer_roles": ("audio", "audio", "text", "cross", "text", "cross"),
 }
 PLAIN: dict[str, Any] = {**ROLES, "attention_k_eq_v": False, "global_head_dim": 12, "plain": PlainLayers(3, 40)}
+TRANSLATING: dict[str, Any] = {
+    **PLAIN,
+    "layer_types": (*ROLES["layer_types"], G, G),
+    "layer_roles": (*ROLES["layer_roles"], "translation", "translation"),
+}
+LANGUAGES = (11, 12)  # tokens behind which these layers translate
 SPECIAL = SpecialIds(0, 2, (1,), image=80, audio=81, video=82, begin_of_image=83, end_of_image=84, begin_of_audio=85, end_of_audio=86)
 
 
 def tiny_config(*, vision: bool = False, **text: object) -> ModelConfig:
     eyes = VisionConfig(mm_embed_dim=24, mm_posemb_size=32) if vision else None
-    return ModelConfig(replace(TEXT, **text), AudioConfig(), eyes, SPECIAL, prompt_format="tokens")  # type: ignore[arg-type]
+    special = replace(SPECIAL, languages=LANGUAGES) if "translation" in text.get("layer_roles", ()) else SPECIAL  # type: ignore[operator]
+    return ModelConfig(replace(TEXT, **text), AudioConfig(), eyes, special, prompt_format="tokens")  # type: ignore[arg-type]
 
 
 def randomise(module: torch.nn.Module, seed: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import Model, build_model, load_model, save_checkpoint
-from ..config import SAMPLE_RATE, BackboneConfig, ModelConfig, PlainLayers, model_config_from_mapping
+from ..config import SAMPLE_RATE, TRANSLATION, BackboneConfig, ModelConfig, PlainLayers, model_config_from_mapping
 from ..errors import ConfigError
 from ..load import GRAPHS
 from . import text
@@ -73,6 +73,7 @@ def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
             "hearing_delay_ms": taught.delay_frames * FRAME * 1000 // SAMPLE_RATE + WRITTEN_LATE_MS,
             **({"layer_roles": list(roles)} if roles else {}),
             **({"plain_layers": dict(plain)} if plain is not None else {}),
+            **({"language_ids": list(text.TRANSLATE.values())} if TRANSLATION in roles else {}),
         },
     }
 
@@ -112,11 +113,17 @@ def config_of(raw: dict[str, Any]) -> ModelConfig:
     return model_config_from_mapping(small_config(raw, Taught()))
 
 
-def save_model(folder: Path, model: Model, run: Path) -> None:
-    """Write a model folder in float32; what it says beside the weights, and its tokenizer, are those of a run's folder (or a model's)."""
+def delay_of(config: ModelConfig) -> int:
+    """The ``delay_frames`` with which a model was taught, from its ``hearing_delay_ms``."""
+    return (config.hearing_delay_ms - WRITTEN_LATE_MS) * SAMPLE_RATE // (FRAME * 1000)
+
+
+def save_model(folder: Path, model: Model, run: Path, taught: Taught | None = None) -> None:
+    """Write a model folder in float32; its tokenizer is that of a run's folder (or a model's), and so is what it says beside the weights
+    unless that is given."""
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder, model.backbone, model.projector, dtype=torch.float32).chmod(0o644)  # safetensors writes it for its owner alone
-    config = small_config(asdict(model.config.backbone), Taught.read(run))
+    config = small_config(asdict(model.config.backbone), taught or Taught.read(run))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(run / "tokenizer.json", folder / "tokenizer.json")
 

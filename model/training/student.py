@@ -270,7 +270,7 @@ def _run_cross(layer: Layer, x: Tensor, rotary: Rotary, beside: Tensor, its: Rot
     """x [B, Q, d], which looks at ``beside`` [B, S, d] with ``its`` rotary tables under a mask [B, Q, S] → [B, Q, d]."""
     q = layer.self_attn.queries(layer.input_layernorm(x), rotary)
     k, v = layer.self_attn.keys_and_values(layer.input_layernorm(beside), its)
-    seen = _attended(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask[:, None, None]).transpose(1, 2)
+    seen = attended(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask[:, None, None]).transpose(1, 2)
     return layer.settle(x, seen, dropout)
 
 
@@ -279,7 +279,7 @@ def _run_last(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: fl
     q, k, v = layer.self_attn.project(layer.input_layernorm(x), rotary)
     assert k is not None and v is not None
     q = q.gather(1, at[..., None, None].expand(-1, -1, *q.shape[2:]))
-    seen = _attended(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask[at][:, None, None]).transpose(1, 2)
+    seen = attended(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask[at][:, None, None]).transpose(1, 2)
     return layer.settle(x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])), seen, dropout)
 
 
@@ -313,11 +313,11 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     seen: list[Tensor] = []
     for end in range(t // blocks, t + 1, t // blocks):
         rows = slice(end - t // blocks, end)
-        seen.append(_attended(q[:, :, rows], k[:, :, :end], v[:, :, :end], mask[rows, :end]))
+        seen.append(attended(q[:, :, rows], k[:, :, :end], v[:, :, :end], mask[rows, :end]))
     return torch.cat(seen, 2).transpose(1, 2)
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """q [B, H, Q, D] over k, v [B, Hkv, S, D] → [B, H, Q, D]; the mask is added to scores [B, Hkv, H / Hkv, Q, S]."""
     b, h, rows, d = q.shape
     kv, keys = k.shape[1], k.shape[2]

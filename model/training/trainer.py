@@ -53,6 +53,8 @@ class TrainOptions:
 
 
 class Trainer:
+    units = "h heard", "x"  # of what ``hours_heard`` counts, and of speed
+
     def __init__(self, student: Student, batches: Batches, folder: Path, options: TrainOptions) -> None:
         self.student, self.batches, self.folder, self.options = student, batches, folder, options
         matrices, rest = split_parameters(student)
@@ -197,7 +199,8 @@ class Trainer:
         shown = " ".join(f"{name} {value:.3f}" for name, value in means.items() if name not in {"skipped", "speed"})
         left_h = (self.options.steps - self.step) * self.seconds_run / max(self.step, 1) / 3600
         console.print(
-            f"step {self.step} heard {self.hours_heard:.2f} h  {shown}  {means['speed']:.0f}x  {left_h:.1f} h left", highlight=False
+            f"step {self.step}  {self.hours_heard:.2f} {self.units[0]}  {shown}  {means['speed']:.0f}{self.units[1]}  {left_h:.1f} h left",
+            highlight=False,
         )
 
     def _ask_stop(self, number: int, frame: Any) -> None:

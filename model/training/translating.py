@@ -1,0 +1,351 @@
+"""Learning to translate what has been written, in layers of its own: what the model hears and writes stays as it is, to the last bit.
+
+    python -m dragoman.model.training.translating --config run.yaml                        # goes on where the last run stopped
+    python -m dragoman.model.training.translating --config run.yaml --out MODEL_FOLDER     # what it has learnt so far, as a model
+
+A fork that translates is ``<|de|> transcript <eos> translation <eos>`` (:mod:`..prompt`): from the token of the language on, positions go
+through the layers of TRANSLATION alone, on the table and under the norm that the other layers have. So pairs of sentences teach all there
+is to learn, without audio. A new layer begins as the model's own: the attention of a layer of TEXT, the MLP of the layer of CROSS above it.
+
+A file needs the keys ``folder``, ``start_from``, ``text`` and ``translations``; the others are the fields of the classes here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import tokenizers
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from ..backbone import Layer
+from ..checkpoint import Model, build_model, load_model
+from ..config import CROSS, TEXT, TRANSLATION
+from ..errors import ConfigError
+from . import text
+from .batches import Batches
+from .optim import Muon
+from .options import read_yaml
+from .package import Taught, delay_of, save_model
+from .precision import autocast, compute_dtype
+from .prepare import user_path
+from .rows import IGNORE
+from .student import Student, attended
+from .trainer import Trainer, TrainOptions
+from .translations import Translations, read_held_out
+
+_TRIED = 40  # examples that do not fit before a batch counts as full
+_HELD_BATCHES = 8  # of held-out pairs, that are looked at while the run goes on
+
+
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """What a batch looks like: rows of a fixed length, filled with examples."""
+
+    length: int = 96  # positions of a row; an example that is longer is left out
+    rows: int = 42
+    several: tuple[float, ...] = (0.65, 0.22, 0.13)  # shares of examples that are 1, 2, 3 … sentences: a segment may be more than one
+    unmarked: float = 0.05  # share of examples whose source lacks its closing mark
+    wrong_tokens: float = 0.03  # share of a source's tokens that are others: what is translated was heard
+    others: int = 1024  # pieces that no translation has, drawn for each step, that must not be written either
+
+
+@dataclass(frozen=True, slots=True)
+class PaceOptions:
+    """When and how fast; the rate is a function of the step."""
+
+    steps: int = 2000
+    muon_lr: float = 0.01
+    adam_lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 50
+    decay_from: int = 600
+    average: float = 0.99
+    checkpoint_s: float = 300.0
+    evaluate_every: int = 250
+    log_every: int = 20
+    seed: int = 1
+    threads: int = 2
+    compile: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatingOptions:
+    """Everything of a run; the keys of the YAML file."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    folder: str  # checkpoints and log
+    start_from: str  # a model folder whose layers for text are plain; one with layers of TRANSLATION goes on with these
+    text: str  # folder of the pair files
+    translations: dict[str, str]  # language → its file of English TAB other
+    manifest: str | None = None  # of a corpus, whose dev transcripts must not be learnt
+    layers: int = 6
+    batches: PairOptions = field(default_factory=PairOptions)
+    train: PaceOptions = field(default_factory=PaceOptions)
+
+
+def read_options(path: Path) -> TranslatingOptions:
+    """A YAML file → TranslatingOptions. Raises ConfigError that names the key and the nearest valid one."""
+    return read_yaml(path, TranslatingOptions, (PairOptions, PaceOptions))
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """One step's input; B rows, T positions."""
+
+    ids: Tensor  # [B, T] int64
+    labels: Tensor  # [B, T] int64: the token of the translation that follows; IGNORE elsewhere
+    example: Tensor  # [B, T] int64: which example of the row a position is of, 0: none
+    candidates: Tensor  # [n] int64: ids among which is chosen, all labels among them
+    positions: int  # that hold something
+
+
+Example = tuple[list[int], list[int]]  # ids, labels
+
+
+class PairBatches(Dataset[PairBatch]):
+    """``self[step]`` is a function of (seed, step). ``held``: of the pairs that are held out."""
+
+    def __init__(
+        self,
+        pairs: dict[str, list[tuple[str, str]]],
+        tokenizer: tokenizers.Tokenizer,
+        options: PairOptions,
+        seed: int,
+        *,
+        plainly: bool = False,
+    ) -> None:
+        """``plainly``: sources as they are written, for measuring."""
+        self.options, self.seed, self.plainly = options, seed, plainly
+        self._pairs = [(text.TRANSLATE[code], pair) for code in sorted(pairs) for pair in pairs[code]]
+        self._of = {code: [i for i, (token, _) in enumerate(self._pairs) if token == code] for code in {token for token, _ in self._pairs}}
+        flat = [side for _, pair in self._pairs for side in pair]
+        encoded = [np.asarray(one.ids, np.int32) for one in tokenizer.encode_batch_fast(flat, add_special_tokens=False)]
+        self._sources, self._translations = encoded[::2], encoded[1::2]
+        self.size = tokenizer.get_vocab_size()
+        self.used = np.unique(np.concatenate([*self._translations, [text.END]]))
+        self._unused = np.setdiff1d(np.arange(self.size), self.used)
+
+    def __getitem__(self, step: int) -> PairBatch:
+        rng, o = np.random.default_rng((self.seed, step)), self.options
+        ids, labels = np.zeros((o.rows, o.length), np.int64), np.full((o.rows, o.length), IGNORE, np.int64)
+        example, ends, filled, tried = np.zeros_like(ids), np.zeros(o.rows, np.int64), 0, 0
+        while tried < _TRIED:
+            own, asked = self._draw(rng)
+            row = int(np.argmax(ends + len(own) <= o.length))
+            if ends[row] + len(own) > o.length:
+                tried += 1
+                continue
+            place = slice(int(ends[row]), int(ends[row]) + len(own))
+            ids[row, place], labels[row, place], example[row, place] = own, asked, example[row].max() + 1
+            ends[row], filled = place.stop, filled + len(own)
+        others = rng.choice(self._unused, min(o.others, len(self._unused)), replace=False)
+        candidates = np.concatenate([self.used, others])
+        return PairBatch(*(torch.from_numpy(a) for a in (ids, labels, example, candidates)), positions=filled)
+
+    def _draw(self, rng: np.random.Generator) -> Example:
+        """``<|de|> source <eos> translation <eos>``, of one or more pairs of one language."""
+        first = int(rng.integers(len(self._pairs)))
+        token = self._pairs[first][0]
+        count = 1 + int(rng.choice(len(self.options.several), p=self.options.several))
+        chosen = [first, *rng.choice(self._of[token], count - 1)]
+        source = np.concatenate([self._sources[i] for i in chosen])
+        target = np.concatenate([self._translations[i] for i in chosen]).tolist()
+        source = source if self.plainly else self._as_heard(source, rng)
+        return example_of(token, source.tolist(), target)
+
+    def _as_heard(self, source: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
+        if len(source) > 1 and rng.random() < self.options.unmarked:
+            source = source[:-1]
+        wrong = rng.random(len(source)) < self.options.wrong_tokens
+        return np.where(wrong, rng.choice(np.arange(len(text.SPECIAL_TOKENS), self.size), len(source)), source)
+
+
+def example_of(token: int, source: list[int], target: list[int]) -> Example:
+    ids = [token, *source, text.END, *target]
+    return ids, [IGNORE] * (1 + len(source)) + [*target, text.END]
+
+
+class Translator(nn.Module):
+    """``forward(batch)`` → (loss, figures). ``model``: one with layers of TRANSLATION, of which these alone learn."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.config = model.config.backbone
+        self.layers = nn.ModuleList(cast("Layer", layer) for layer in model.backbone.layers if cast("Layer", layer).role == TRANSLATION)
+        self._backbone = (model.backbone,)  # no part of what is saved
+        self.run_layer = _run_layer
+        self.layers.requires_grad_(True)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        torch._dynamo.config.allow_unspec_int_on_nn_module = True  # pyright: ignore
+        self.run_layer = torch.compile(_run_layer, dynamic=False)
+
+    def hidden_states(self, ids: Tensor, example: Tensor) -> Tensor:
+        """[B, T] → [B, T, d] after the last norm; a position looks at those of its own example."""
+        backbone, length = self._backbone[0], ids.shape[1]
+        rotary = backbone.rotary(torch.arange(length)[None], compute_dtype())["full_attention"]
+        before = torch.ones(length, length, dtype=torch.bool).tril()
+        seen = before & (example[:, :, None] == example[:, None])
+        mask = torch.where(seen, 0.0, -1e4).to(compute_dtype())[:, None, None]
+        x = backbone.embed(ids).to(compute_dtype())
+        for layer in self.layers:
+            x = self.run_layer(layer, x, *rotary, mask)
+        return backbone.norm(x)
+
+    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
+        with autocast():
+            asked = batch.labels != IGNORE
+            hidden = self.hidden_states(batch.ids, batch.example)[asked]
+            place = torch.zeros(self.config.vocab_size, dtype=torch.int64)
+            place[batch.candidates] = torch.arange(len(batch.candidates))
+            logits, labels = (hidden @ self._backbone[0].embed_tokens.weight[batch.candidates].T).float(), place[batch.labels[asked]]
+            loss = F.cross_entropy(logits, labels)
+            right = float((logits.argmax(-1) == labels).float().mean())
+        return loss, {"words": float(loss.detach()), "words_right": right}
+
+
+def _run_layer(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    q, k, v = layer.self_attn.project(layer.input_layernorm(x), {layer.self_attn.kind: (cos, sin)})
+    assert k is not None and v is not None
+    return layer.settle(x, attended(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2))
+
+
+class TranslatingTrainer(Trainer):
+    """The loop of :mod:`.trainer`; what it counts in place of hours heard is millions of positions."""
+
+    units = "M positions", "/s"
+
+    def __init__(self, translator: Translator, batches: PairBatches, folder: Path, pace: PaceOptions) -> None:
+        shared = {name: value for name, value in asdict(pace).items() if name in TrainOptions.__dataclass_fields__}
+        super().__init__(cast("Student", translator), cast("Batches", batches), folder, TrainOptions(**shared))
+        self.translator, self.pace, self.held = translator, pace, cast("PairBatches | None", None)
+        matrices = [p for p in translator.parameters() if p.ndim == 2]
+        self.muon = Muon(matrices, lr=pace.muon_lr, weight_decay=pace.weight_decay)
+        rest = [p for p in translator.parameters() if p.ndim != 2]
+        self.adam = torch.optim.AdamW(rest, lr=pace.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+    @torch.no_grad()
+    def held_figures(self) -> dict[str, Any]:
+        """Of the newest weights: nats for each token of held-out translations, and how many are right."""
+        assert self.held is not None, "there are pairs to measure with"
+        found = [self.translator(self.held[i])[1] for i in range(_HELD_BATCHES)]
+        return {f"held_{name}": round(float(np.mean([figures[name] for figures in found])), 4) for name in found[0]}
+
+    def update(self, batch: Any) -> dict[str, float]:
+        """One step with a PairBatch."""
+        begin = time.monotonic()
+        for optimiser, lr in ((self.muon, self.pace.muon_lr), (self.adam, self.pace.adam_lr)):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * self.rate()
+        loss, figures = self.translator(batch)
+        loss.backward()
+        self.step += 1
+        figures |= self._optimise()
+        self.hours_heard += batch.positions / 1e6
+        return figures | {"speed": batch.positions / (time.monotonic() - begin)}
+
+
+def with_layers(model: Model, layers: int) -> Model:
+    """The model with so many layers of TRANSLATION, each begun as one of TEXT with the MLP of the CROSS layer above it; what it has of
+    them already stays. Raises ConfigError."""
+    old = model.config.backbone
+    text_layers, cross = ([i for i, role in enumerate(old.layer_roles) if role == wanted] for wanted in (TEXT, CROSS))
+    if old.plain is None or old.layer_types[-1] != "full_attention":
+        raise ConfigError("start_from: expected a model whose layers for text are plain (config.json, plain_layers)")
+    has = old.layer_roles.count(TRANSLATION)
+    if has:
+        if has != layers:
+            raise ConfigError(f"layers is {layers}, but start_from has {has} layers that translate")
+        return model
+    if not 0 < layers <= len(text_layers):
+        raise ConfigError(f"layers is {layers}, expected 1 to {len(text_layers)}: so many layers of text are there to begin with")
+    kinds, roles = (*old.layer_types, *["full_attention"] * layers), (*old.layer_roles, *[TRANSLATION] * layers)
+    special = replace(model.config.special, languages=tuple(text.TRANSLATE.values()))
+    grown = replace(model.config, backbone=replace(old, layer_types=kinds, layer_roles=roles), special=special)
+    new = build_model(grown, device="cpu")
+    new.projector.load_state_dict(model.projector.state_dict())
+    ours, theirs = cast("list[Layer]", list(new.backbone.layers)), cast("list[Layer]", list(model.backbone.layers))
+    new.backbone.embed_tokens.load_state_dict(model.backbone.embed_tokens.state_dict())
+    new.backbone.norm.load_state_dict(model.backbone.norm.state_dict())
+    for layer, given in zip(ours, theirs, strict=False):
+        layer.load_state_dict(given.state_dict())
+    chosen = [round(i * (len(text_layers) - 1) / max(1, layers - 1)) for i in range(layers)]
+    for layer, i in zip(ours[old.num_layers :], chosen, strict=True):
+        looks, says = theirs[text_layers[i]], theirs[cross[i]]
+        layer.self_attn.load_state_dict(looks.self_attn.state_dict())
+        layer.input_layernorm.load_state_dict(looks.input_layernorm.state_dict())
+        layer.mlp.load_state_dict(says.mlp.state_dict())
+        layer.pre_feedforward_layernorm.load_state_dict(says.pre_feedforward_layernorm.state_dict())
+    return new
+
+
+def translations_of(options: TranslatingOptions) -> tuple[dict[str, list[tuple[str, str]]], dict[str, list[tuple[str, str]]]]:
+    """Pairs by language: to learn from, and held out."""
+    files = {code: user_path(options.text) / name for code, name in options.translations.items()}
+    banned: list[str] = []
+    if options.manifest is not None:
+        with user_path(options.manifest).open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            banned = [row["text"] for row in rows if row["split"].startswith("dev") and row["text"]]
+    return Translations(files, banned).pairs, {code: read_held_out(path) for code, path in files.items()}
+
+
+def build_trainer(options: TranslatingOptions) -> TranslatingTrainer:
+    """Resumed from the run's last checkpoint, or begun from ``start_from``."""
+    run, pace, start = user_path(options.folder), options.train, user_path(options.start_from)
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(pace.seed)
+    torch.set_num_threads(pace.threads)
+    torch.set_flush_denormal(True)
+    tokenizer = tokenizers.Tokenizer.from_file(str(start / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    kept, held = translations_of(options)
+    translator = Translator(with_layers(load_model(start), options.layers))
+    trainer = TranslatingTrainer(translator, PairBatches(kept, tokenizer, options.batches, pace.seed), run, pace)
+    trainer.held = PairBatches(held, tokenizer, options.batches, pace.seed, plainly=True)
+    trainer.resume()
+    return trainer
+
+
+def write(options: TranslatingOptions, out: Path, *, averaged: bool = True) -> None:
+    """What a run has learnt so far, as a model folder. Raises ConfigError where there is nothing."""
+    run, start = user_path(options.folder), user_path(options.start_from)
+    if not (run / "checkpoint.pt").exists():
+        raise ConfigError(f"{run} is no folder of a run that has been saved: it holds no checkpoint.pt")
+    model = with_layers(load_model(start), options.layers)
+    weights = torch.load(run / "checkpoint.pt", weights_only=True, mmap=True)["averaged" if averaged else "student"]
+    Translator(model).load_state_dict(weights)
+    known = set(model.config.targets) | set(options.translations)
+    save_model(out, model, start, Taught(delay_of(model.config), tuple(code for code in text.TRANSLATE if code in known)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="write a model folder instead of going on")
+    parser.add_argument("--last", action="store_true", help="with --out: the last weights instead of the averaged ones")
+    given = parser.parse_args(arguments)
+    options = read_options(given.config)
+    if given.out is not None:
+        write(options, given.out, averaged=not given.last)
+        return
+    trainer = build_trainer(options)
+    if options.train.compile:
+        trainer.translator.compile()
+    trainer.train(lambda _: trainer.held_figures())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Layers that learn to translate: what they are shown, that they compute what a stream does, and that nothing else changes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("sacrebleu", reason="needs the extra train")
+
+from dragoman.model.checkpoint import load_model, save_checkpoint  # noqa: E402
+from dragoman.model.errors import ConfigError  # noqa: E402
+from dragoman.model.load import load  # noqa: E402
+from dragoman.model.offline import translate_job  # noqa: E402
+from dragoman.model.torch_backend import TorchBackend  # noqa: E402
+from dragoman.model.training import text  # noqa: E402
+from dragoman.model.training.package import Taught, config_of, small_config  # noqa: E402
+from dragoman.model.training.rows import IGNORE  # noqa: E402
+from dragoman.model.training.translating import (  # noqa: E402
+    PaceOptions,
+    PairBatches,
+    PairOptions,
+    TranslatingOptions,
+    Translator,
+    build_trainer,
+    main,
+    read_options,
+    with_layers,
+    write,
+)
+from dragoman.model.work import run  # noqa: E402
+
+from .test_pairs import GERMAN, write_pairs  # noqa: E402
+from .tiny_models import PLAIN, noise, randomise, tiny_config, tiny_model  # noqa: E402
+from .training_fakes import SENTENCES  # noqa: E402
+
+PAIRS = list(zip(SENTENCES[:3], GERMAN, strict=True))
+SMALL_ROWS = PairOptions(length=48, rows=4, others=20)
+pytestmark = pytest.mark.usefixtures("training_in_float32")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose layers for text are plain, and that translates nothing."""
+    folder = tmp_path_factory.mktemp("start")
+    tokenizer = text.train_tokenizer(iter([*SENTENCES, *GERMAN] * 4), folder / "tokenizer.json", vocab_size=320)
+    config = config_of(asdict(replace(tiny_config().backbone, **PLAIN, vocab_size=tokenizer.get_vocab_size())))
+    model = tiny_model(5, config)
+    save_checkpoint(folder, model.backbone, model.projector)
+    raw = small_config(asdict(config.backbone), Taught(delay_frames=4))
+    (folder / "config.json").write_text(json.dumps(raw))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(start: Path, tmp_path_factory: pytest.TempPathFactory) -> TranslatingOptions:
+    texts = tmp_path_factory.mktemp("text")
+    write_pairs(texts / "en-de.tsv", PAIRS)
+    (texts / "manifest.tsv").write_text(f"split\ttext\ndev-clean\t{SENTENCES[0].upper()}\ntrain\t{SENTENCES[1].upper()}\n")
+    pace = PaceOptions(steps=60, decay_from=40, warmup_steps=2, log_every=20, evaluate_every=60, threads=1, compile=False, average=0.5)
+    given = {"folder": str(tmp_path_factory.mktemp("run")), "start_from": str(start), "text": str(texts)}
+    files = {"translations": {"de": "en-de.tsv"}, "manifest": str(texts / "manifest.tsv")}
+    return TranslatingOptions(**given, **files, layers=2, batches=SMALL_ROWS, train=pace)  # type: ignore[arg-type]
+
+
+def batches(start: Path, *, plainly: bool = False, rows: PairOptions = SMALL_ROWS) -> PairBatches:
+    import tokenizers
+
+    return PairBatches({"de": PAIRS}, tokenizers.Tokenizer.from_file(str(start / "tokenizer.json")), rows, 3, plainly=plainly)
+
+
+def examples(made: PairBatches, step: int) -> list[tuple[list[int], list[int]]]:
+    """Ids and labels of every example of a batch."""
+    batch = made[step]
+    found = []
+    for ids, labels, example in zip(batch.ids, batch.labels, batch.example, strict=True):
+        found += [(ids[example == n].tolist(), labels[example == n].tolist()) for n in range(1, int(example.max()) + 1)]
+    return found
+
+
+def test_an_example_is_what_a_session_asks_for(start: Path) -> None:
+    """From the language to the end of the translation; only the translation and its end are asked for."""
+    loaded = load(start, runtime="torch")
+    encode = loaded.tokenizer.encode
+    made = batches(start, plainly=True, rows=replace(SMALL_ROWS, several=(0.5, 0.5)))
+    single = {(tuple(encode(english)), tuple(encode(german))) for english, german in PAIRS}
+    sizes = set()
+    for ids, labels in examples(made, 0) + examples(made, 1):
+        end = ids.index(text.END)
+        source, translation = ids[1:end], ids[end + 1 :]
+        assert ids[0] == text.TRANSLATE["de"] and labels == [IGNORE] * end + [*translation, text.END]
+        found = [pair for pair in single if tuple(source) == pair[0]]
+        sizes.add(len(found))
+        assert not found or tuple(translation) == found[0][1]
+    assert sizes == {0, 1}, "some are two sentences"
+
+
+def test_a_batch_is_a_function_of_seed_and_step(start: Path) -> None:
+    one, other = batches(start), batches(start)
+    other[0]
+    assert all(torch.equal(getattr(one[5], name), getattr(other[5], name)) for name in ("ids", "labels", "example", "candidates"))
+    assert not torch.equal(one[5].ids, one[6].ids)
+    batch = one[5]
+    asked = batch.labels[batch.labels != IGNORE]
+    assert bool(torch.isin(asked, batch.candidates).all()) and len(batch.candidates) == len(batch.candidates.unique())
+
+
+def test_a_source_may_be_heard_wrong_but_not_its_translation(start: Path) -> None:
+    made = batches(start, rows=replace(SMALL_ROWS, wrong_tokens=0.5, unmarked=0.5, several=(1.0,)))
+    right = examples(batches(start, plainly=True), 0)
+    whole = {tuple(ids[1 : ids.index(text.END)]) for ids, _ in right}
+    written = {tuple(label for label in labels if label != IGNORE) for _, labels in right}
+    found = examples(made, 0)
+    assert any(tuple(ids[1 : ids.index(text.END)]) not in whole for ids, _ in found)
+    assert {tuple(label for label in labels if label != IGNORE) for _, labels in found} <= written
+
+
+def test_training_computes_what_a_stream_does(start: Path) -> None:
+    """An example alone in the runtime, behind audio, and among others in a row."""
+    model = with_layers(load_model(start), 2)
+    randomise(model.backbone, 8)
+    translator, batch = Translator(model), batches(start)[0]
+    with torch.inference_mode():
+        states = translator.hidden_states(batch.ids, batch.example)
+    backend = TorchBackend(model)
+    for n in range(1, int(batch.example[0].max()) + 1):
+        cache = backend.new_cache()
+        backend.listen([(cache, noise(n, 7))])
+        own = batch.example[0] == n
+        (step,) = backend.step([(cache, batch.ids[0, own].numpy())])
+        np.testing.assert_allclose(states[0, own].numpy(), np.stack([np.asarray(state) for state in step.hidden]), atol=2e-4)
+
+
+def test_new_layers_begin_as_the_models_own_and_change_nothing_else(start: Path) -> None:
+    model = load_model(start)
+    grown = with_layers(model, 2)
+    assert grown.config.backbone.layer_roles[-2:] == ("translation",) * 2
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(grown.backbone.state_dict()[name], value), name
+    text_layers = [i for i, role in enumerate(model.config.backbone.layer_roles) if role == "text"]
+    for new, old in zip((-2, -1), text_layers, strict=True):
+        theirs = model.backbone.layers[old : old + 2]
+        assert torch.equal(grown.backbone.layers[new].self_attn.q_proj.weight, theirs[0].self_attn.q_proj.weight)  # type: ignore[union-attr]
+        assert torch.equal(grown.backbone.layers[new].mlp.up_proj.weight, theirs[1].mlp.up_proj.weight)  # type: ignore[union-attr]
+    assert with_layers(grown, 2) is grown
+    for wanted, count in ((grown, 1), (model, 3), (model, 0)):
+        with pytest.raises(ConfigError, match=f"layers is {count}, "):
+            with_layers(wanted, count)
+    with pytest.raises(ConfigError, match="layers for text are plain"):
+        with_layers(tiny_model(), 2)
+
+
+def test_a_run_learns_and_goes_on_and_is_written(options: TranslatingOptions, tmp_path: Path) -> None:
+    """What it writes translates what it has learnt, and has the rest of what it began from to the last bit."""
+    with pytest.raises(ConfigError, match="holds no checkpoint.pt"):
+        write(options, tmp_path / "model")
+    trainer = build_trainer(options)
+    assert {pair[0] for _, pair in trainer.batches._pairs} == {*SENTENCES[1:3]}, "a dev transcript is not learnt"  # type: ignore[attr-defined]
+    trainer.train(lambda _: trainer.held_figures())
+    records = [json.loads(line) for line in (Path(options.folder) / "log.jsonl").read_text().splitlines()]
+    right = [record["words_right"] for record in records if "words_right" in record]
+    assert right[-1] > 0.9 > right[0], right
+    assert any("held_words" in record for record in records)
+    again = build_trainer(options)
+    assert again.step == 60 and all(
+        torch.equal(p, q) for p, q in zip(again.student.parameters(), trainer.student.parameters(), strict=True)
+    )
+    write(options, tmp_path / "model")
+    loaded, before = load(tmp_path / "model", runtime="torch"), load_model(Path(options.start_from))
+    config = loaded.backend.spec.config
+    assert config.targets == ("de",) and config.hearing_delay_ms == before.config.hearing_delay_ms
+    after = load_model(tmp_path / "model").backbone.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.backbone.state_dict().items())
+    said = run(loaded.backend, translate_job(loaded, "de", transcript=SENTENCES[1]))
+    assert loaded.tokenizer.decode(said.ids).strip() == GERMAN[1]
+
+
+def test_the_command_reads_its_file(options: TranslatingOptions, tmp_path: Path) -> None:
+    given = asdict(options) | {"folder": str(tmp_path / "run")}
+    given["train"] |= {"steps": 1}
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(given))  # JSON is YAML
+    main(["--config", str(path)])
+    main(["--config", str(path), "--out", str(tmp_path / "model"), "--last"])
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    path.write_text(json.dumps(given | {"layer": 3}))
+    with pytest.raises(ConfigError, match="the nearest key is 'layers'"):
+        read_options(path)
