@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from dragoman.model.training.splices import FRAME  # noqa: E402
 from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
 from dragoman.model.work import run as run_job  # noqa: E402
 
-from .tiny_models import TEXT, noise, some_ids, tiny_drafter, tiny_model  # noqa: E402
+from .tiny_models import ROLES, TEXT, TRANSLATING, noise, randomise, some_ids, tiny_config, tiny_drafter, tiny_model  # noqa: E402
 from .training_fakes import SENTENCES, make_batches, make_store, make_student  # noqa: E402
 
 
@@ -73,6 +74,34 @@ def test_a_taught_draft_is_the_decoders_draft() -> None:
     assert compared == (10 + 9 + 8) + (7 + 6 + 5)
 
 
+@pytest.mark.parametrize("kinds", [ROLES, TRANSLATING], ids=["roles", "plain"])
+def test_a_taught_draft_is_the_decoders_where_layers_have_roles(kinds: dict[str, Any]) -> None:
+    """The window counts what was heard alone, and text is read where the decoder keeps it."""
+    model = tiny_model(0, tiny_config(**kinds))
+    special = replace(model.config.special, bos=text.BOS, begin_of_audio=text.BEGIN_AUDIO, end_of_audio=text.END_AUDIO)
+    model = replace(model, config=replace(model.config, special=special))
+    drafter = new_drafter(model.config.backbone, DrafterOptions(hidden_size=16, intermediate_size=32, num_attention_heads=12, layers="SFF"))
+    randomise(drafter, 4)
+    said, frames = [text.END_AUDIO, text.TRANSCRIBE, *some_ids(7, 9).tolist()], 20
+    batch = make_batch([said], frames=frames, length=40)
+    batch.ids[0, :3] = torch.tensor([text.BOS, text.BEGIN_AUDIO, text.BEGIN_AUDIO])
+    batch.labels[0, 23] = IGNORE
+    places, valid = starts(batch, 3)
+    with torch.no_grad():
+        taught = draft_logits(drafter, hear(model, batch), places, 3)
+    backend = TorchBackend(model, drafter, slack_tokens=64)
+    for s, place in enumerate(places[0].tolist()):
+        cache = backend.new_cache()
+        backend.step([(cache, batch.ids[0, :3].numpy())])
+        backend.listen([(cache, noise(0, frames))])
+        hidden = backend.step([(cache, np.array(said[: place - 22]))])[0].hidden[-1][None]
+        assert cache.length == place + 1
+        for step in range(int(valid[0, s].sum())):
+            logits, hidden = backend.draft_logits([cache], np.array(said[place - 22 + step : place - 21 + step]), hidden)
+            torch.testing.assert_close(taught[0, s, step], logits[0], atol=2e-4, rtol=1e-4)
+    assert int(valid.sum()) == 8 + 7 + 6
+
+
 def test_a_draft_ends_where_the_text_does() -> None:
     batch = make_batch([[9, 10, 11, 12], [9, 10]], frames=4, length=16)
     places, valid = starts(batch, 3)
@@ -94,6 +123,8 @@ def test_targets_are_what_the_backbone_says() -> None:
     assert loss > entropy[0, 8:12].min()
     with pytest.raises(ConfigError, match="drafter.layers is 'SF'.*'full_attention'"):
         new_drafter(replace(TEXT, layer_types=("full_attention",) * 2), DrafterOptions(layers="SF"))
+    with pytest.raises(ConfigError, match="num_attention_heads is 3, expected a multiple of the key heads, 1 and 2"):
+        new_drafter(TEXT, DrafterOptions(num_attention_heads=3))
 
 
 @pytest.mark.train

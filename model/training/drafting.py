@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from ..backbone import Attend, causal_attention
 from ..checkpoint import Model, build_drafter, save_drafter
-from ..config import BackboneConfig, DrafterConfig
+from ..config import AUDIO, CROSS, TEXT, BackboneConfig, DrafterConfig
 from ..drafter import Drafter, check_fit
 from ..errors import ConfigError
 from ..load import Loaded
@@ -36,7 +36,7 @@ from ..work import run
 from .package import text_section
 from .precision import autocast
 from .rows import IGNORE, Batch
-from .student import LAYER_KINDS
+from .student import LAYER_KINDS, heard_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,14 @@ class Heard:
 
     hidden: Tensor  # [B, T, D] after the backbone's final norm
     embedded: Tensor  # [B, T, D] the token at each position
-    memory: dict[str, tuple[Tensor, Tensor]]  # kind of layer → keys, values of the backbone's last layer of that kind, [B, T, Hkv, Dh]
+    memory: dict[str, tuple[Tensor, Tensor]]  # kind of layer → keys, values of the backbone's layer that is read, [B, T, Hkv, Dh]
+    there: dict[str, Tensor]  # kind of layer → [B, T] bool: positions of which that layer has any
     probabilities: Tensor  # [B, T, V] of the next token
 
 
 def new_drafter(backbone: BackboneConfig, options: DrafterOptions) -> Drafter:
-    """A drafter that fits a backbone, with random weights. Raises ConfigError for a kind of layer that the backbone lacks."""
+    """A drafter that fits a backbone, with random weights. Raises ConfigError for a kind of layer that the backbone lacks, and for heads
+    that cannot share its keys."""
     kinds = tuple(LAYER_KINDS[kind] for kind in options.layers)
     lacking = sorted(set(kinds) - set(backbone.layer_types))
     if lacking or not kinds:
@@ -78,7 +80,13 @@ def new_drafter(backbone: BackboneConfig, options: DrafterOptions) -> Drafter:
             f"drafter.layers is {options.layers!r}, expected layers of the backbone's kinds {sorted(set(backbone.layer_types))}"
         )
     sizes = {name: getattr(options, name) for name in ("hidden_size", "intermediate_size", "num_attention_heads")}
-    text = replace(backbone, **sizes, layer_types=kinds, final_logit_softcapping=None)
+    text = replace(backbone, **sizes, layer_types=kinds, final_logit_softcapping=None, layer_roles=(), plain=None)
+    if backbone.plain is not None:  # their keys are as many as their heads, and not those of the layers that hear
+        text = replace(text, attention_k_eq_v=True, num_global_key_value_heads=backbone.plain.num_attention_heads)
+    keys = sorted({text.kv_heads(i) for i in range(text.num_layers)})
+    if any(options.num_attention_heads % count for count in keys):
+        wanted = " and ".join(map(str, keys))
+        raise ConfigError(f"drafter.num_attention_heads is {options.num_attention_heads}, expected a multiple of the key heads, {wanted}")
     torch.manual_seed(options.seed)
     drafter = build_drafter(DrafterConfig(backbone.hidden_size, text), device="cpu").train().requires_grad_(True)
     check_fit(backbone, drafter.config)
@@ -95,6 +103,11 @@ def new_drafter(backbone: BackboneConfig, options: DrafterOptions) -> Drafter:
 def hear(model: Model, batch: Batch) -> Heard:
     """The frozen model over a batch."""
     backbone = model.backbone
+    embedded = backbone.embed(batch.ids)
+    x = model.projector(batch.frames) * ~batch.is_text[..., None] + embedded * batch.is_text[..., None]
+    if backbone.config.layer_roles:
+        hidden, memory, there = _hear_by_roles(model, x, heard_positions(batch, model.config))
+        return Heard(hidden, embedded, memory, there, backbone.logits(hidden).float().softmax(-1))
     b, t = batch.ids.shape
     inner, memory = causal_attention(backbone.config, t), dict[str, tuple[Tensor, Tensor]]()
 
@@ -103,10 +116,34 @@ def hear(model: Model, batch: Batch) -> Heard:
         memory[backbone.config.layer_types[layer]] = (k, v)  # the last one of a kind stays
         return inner(layer, q, k, v)
 
-    embedded = backbone.embed(batch.ids)
-    x = model.projector(batch.frames) * ~batch.is_text[..., None] + embedded * batch.is_text[..., None]
     hidden = backbone(x, torch.arange(t)[None].expand(b, t), attend)
-    return Heard(hidden, embedded, memory, backbone.logits(hidden).float().softmax(-1))
+    everywhere = {kind: torch.ones(b, t, dtype=torch.bool) for kind in memory}
+    return Heard(hidden, embedded, memory, everywhere, backbone.logits(hidden).float().softmax(-1))
+
+
+def _hear_by_roles(model: Model, x: Tensor, heard: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Where layers have roles: x [B, T, D], ``heard`` [B, T] → hidden states of text, and of ``Heard`` what a draft may look at. All positions
+    go through the layers of both sides, and nobody looks at what comes of those of the other one."""
+    backbone, config = model.backbone, model.config.backbone
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    positions, turn = torch.arange(x.shape[1])[None], heard.cumsum(1)
+    near = turn[:, :, None] - turn[:, None] < config.sliding_window  # a window counts only what is heard
+    seen = {AUDIO: causal & heard[:, None] & near, TEXT: causal & ~heard[:, None], CROSS: causal & heard[:, None]}
+
+    def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
+        if k is not None and v is not None:
+            kept[layer] = k, v
+        heads = (each.transpose(1, 2) for each in (q, *kept[layer]))
+        mask = seen[config.layer_roles[layer]][:, None]
+        out = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=1.0, enable_gqa=True).nan_to_num()
+        return out.transpose(1, 2)
+
+    backbone(x, positions, attend, AUDIO, lambda layer, k, v: kept.__setitem__(layer, (k, v)))
+    hidden = backbone(x, positions, attend, TEXT)
+    homes = {kind: config.store_of(kind) for kind in dict.fromkeys(config.layer_types)}
+    last = {kind: max(i for i, role in enumerate(config.layer_roles) if role == home) for kind, home in homes.items()}
+    return hidden, {kind: kept[i] for kind, i in last.items()}, {kind: ~heard if home == TEXT else heard for kind, home in homes.items()}
 
 
 def starts(batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
@@ -142,8 +179,12 @@ def _attend(drafter: Drafter, heard: Heard, places: Tensor) -> Attend:
     """Each start sees the backbone's keys and values up to itself; sliding layers the last window of them."""
     config = drafter.config.text
     b, s = places.shape
-    behind = places[:, :, None] - torch.arange(heard.hidden.shape[1])
-    seen = {kind: (behind >= 0) & (behind < config.sliding_window if kind == "sliding_attention" else True) for kind in heard.memory}
+    behind = torch.arange(heard.hidden.shape[1]) <= places[:, :, None]
+    seen: dict[str, Tensor] = {}
+    for kind, there in heard.there.items():
+        turn = there.cumsum(1)  # a window counts what its layer has
+        near = turn.gather(1, places)[:, :, None] - turn[:, None] < config.sliding_window
+        seen[kind] = behind & there[:, None] & (near if kind == "sliding_attention" else True)
 
     def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
         kind = config.layer_types[layer]
