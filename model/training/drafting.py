@@ -122,8 +122,8 @@ def hear(model: Model, batch: Batch) -> Heard:
 
 
 def _hear_by_roles(model: Model, x: Tensor, heard: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Where layers have roles: x [B, T, D], ``heard`` [B, T] → hidden states of text, ``memory`` and ``there`` of ``Heard``. All positions go
-    through the layers of both sides, and nobody looks at what comes of those of the other one."""
+    """Where layers have roles: x [B, T, D], ``heard`` [B, T] → hidden states of text, ``memory`` and ``there`` of ``Heard``. All positions
+    go through the layers of both sides, and nobody looks at what comes of those of the other one."""
     backbone, config = model.backbone, model.config.backbone
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()

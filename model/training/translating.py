@@ -129,7 +129,8 @@ class PairBatches(Dataset[PairBatch]):
         """``plainly``: sources as they are written, for measuring."""
         self.options, self.seed, self.plainly = options, seed, plainly
         self._pairs = [(text.TRANSLATE[code], pair) for code in sorted(pairs) for pair in pairs[code]]
-        self._of = {code: [i for i, (token, _) in enumerate(self._pairs) if token == code] for code in {token for token, _ in self._pairs}}
+        tokens = np.array([token for token, _ in self._pairs])
+        self._of = {int(token): np.flatnonzero(tokens == token) for token in np.unique(tokens)}
         flat = [side for _, pair in self._pairs for side in pair]
         encoded = [np.asarray(one.ids, np.int32) for one in tokenizer.encode_batch_fast(flat, add_special_tokens=False)]
         self._sources, self._translations = encoded[::2], encoded[1::2]
@@ -169,7 +170,7 @@ class PairBatches(Dataset[PairBatch]):
         if len(source) > 1 and rng.random() < self.options.unmarked:
             source = source[:-1]
         wrong = rng.random(len(source)) < self.options.wrong_tokens
-        return np.where(wrong, rng.choice(np.arange(len(text.SPECIAL_TOKENS), self.size), len(source)), source)
+        return np.where(wrong, rng.integers(len(text.SPECIAL_TOKENS), self.size, len(source)), source)
 
 
 def example_of(token: int, source: list[int], target: list[int]) -> Example:
