@@ -4,9 +4,9 @@ second minute, which hear the same minute of speech side by side.
     pip install ".[bench]"
     python bench/hour.py STORE --split dev-clean --minutes 60 --rounds 6
 
-Both take turns, piece by piece of 40 ms, and each is first as often as the other: whatever else the machine does in that minute falls on both
-alike, so the ratio can be told where two minutes an hour apart could not be compared (`dragoman bench --long 60` measures those). CPU time of the
-thread; events are thrown away. Every round has a fresh session and is the next minute of the old one.
+Both take turns, piece by piece of 40 ms, and each is first as often as the other: whatever else the machine does in that minute falls on
+both alike, so the ratio can be told where two minutes an hour apart could not be compared (`dragoman bench --long 60` measures those). CPU
+time of the thread; events are thrown away. Every round has a fresh session and is the next minute of the old one.
 """
 
 from __future__ import annotations
