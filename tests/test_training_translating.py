@@ -61,7 +61,18 @@ def options(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Translatin
     texts = tmp_path_factory.mktemp("text")
     write_pairs(texts / "en-de.tsv", PAIRS)
     (texts / "manifest.tsv").write_text(f"split\ttext\ndev-clean\t{SENTENCES[0].upper()}\ntrain\t{SENTENCES[1].upper()}\n")
-    pace = PaceOptions(steps=60, decay_from=40, warmup_steps=2, log_every=20, evaluate_every=60, threads=1, compile=False, average=0.5)
+    pace = PaceOptions(
+        steps=60,
+        decay_from=40,
+        warmup_steps=2,
+        log_every=20,
+        evaluate_every=60,
+        threads=1,
+        compile=False,
+        average=0.5,
+        muon_lr=0.01,
+        adam_lr=1e-3,
+    )
     given = {"folder": str(tmp_path_factory.mktemp("run")), "start_from": str(start), "text": str(texts)}
     files = {"translations": {"de": "en-de.tsv"}, "manifest": str(texts / "manifest.tsv")}
     return TranslatingOptions(**given, **files, layers=2, batches=SMALL_ROWS, train=pace)  # type: ignore[arg-type]
