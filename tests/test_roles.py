@@ -190,7 +190,7 @@ def batch_of(rows: list[tuple[int, list[int]]], length: int) -> Batch:
 
 
 @pytest.mark.usefixtures("training_in_float32")
-@pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING], ids=["roles", "plain", "translating"])
 @pytest.mark.parametrize("narrow", [True, False])
 def test_training_computes_what_a_stream_does(narrow: bool, kinds: dict[str, Any]) -> None:
     """Only where something is asked, or everywhere: at each token the state is that of the runtime, after any frames and padding."""
@@ -209,7 +209,7 @@ def test_training_computes_what_a_stream_does(narrow: bool, kinds: dict[str, Any
         backend.listen([(cache, noise(i, n))])
         (step,) = backend.step([(cache, np.array([text.END_AUDIO, text.TRANSCRIBE, *words]))])
         places = torch.arange(48) if last is None else last[i]
-        first = 1 if kinds is PLAIN else 0  # there <audio|> is heard
+        first = 0 if kinds is ROLES else 1  # there <audio|> is heard
         at = [int((places == place).nonzero()[0, 0]) for place in range(2 + n + first, 4 + n + len(words))]
         np.testing.assert_allclose(said[i, at].numpy(), torch.stack(list(step.hidden[first:])).numpy(), atol=ROUNDING)  # type: ignore[arg-type]
         heard = states[2][i, 2 : 2 + n].float()

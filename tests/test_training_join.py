@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("rapidfuzz", reason="needs the extra train")
 pytest.importorskip("scipy", reason="needs the extra train")
 
-from dragoman.model.checkpoint import Model  # noqa: E402
+from dragoman.model.checkpoint import Model, load_model  # noqa: E402
 from dragoman.model.config import read_model_config  # noqa: E402
 from dragoman.model.errors import ConfigError  # noqa: E402
 from dragoman.model.load import load  # noqa: E402
@@ -30,12 +30,14 @@ from dragoman.model.training.listening import (  # noqa: E402
     RateOptions,
     audio_heard,
 )
-from dragoman.model.training.package import Taught  # noqa: E402
+from dragoman.model.training.package import Taught, save_model  # noqa: E402
 from dragoman.model.training.teachers import WIDTH  # noqa: E402
+from dragoman.model.training.translating import with_layers  # noqa: E402
 from dragoman.model.training.unjoin import unjoin  # noqa: E402
 from dragoman.model.work import run as run_job  # noqa: E402
 
 from .onnx_models import onnx_backend  # noqa: E402
+from .tiny_models import randomise  # noqa: E402
 from .training_listeners import make_dictations, make_listener, make_tokenizer  # noqa: E402
 
 TOKENS = 9
@@ -149,6 +151,23 @@ def test_the_command_writes_a_folder_that_transcribes(tmp_path: Path) -> None:
     Taught(6).write(run)
     main([str(run), str(tmp_path / "model")])
     config = read_model_config(tmp_path / "model")
+    old = with_layers(load_model(tmp_path / "model"), 1)
+    randomise(old.backbone.layers[-1], 3)
+    with torch.no_grad():
+        old.backbone.embed_tokens.weight[text.BEGIN_AUDIO] += 1.0  # what hearing looks for there is no matter of translation
+    save_model(tmp_path / "old", old, run, Taught(8, ("de",)))
+    main([str(run), str(tmp_path / "new"), "--translation", str(tmp_path / "old")])
+    new, kept = load_model(tmp_path / "new"), old.backbone.state_dict()
+    same = {name: value for name, value in new.backbone.state_dict().items() if name != "embed_tokens.weight"}
+    assert all(torch.equal(value, kept[name]) for name, value in same.items())
+    assert (new.config.targets, new.config.hearing_delay_ms) == (("de",), config.hearing_delay_ms)
+    with pytest.raises(ConfigError, match="has no layers that translate"):
+        main([str(run), str(tmp_path / "none"), "--translation", str(tmp_path / "model")])
+    with torch.no_grad():
+        old.backbone.norm.weight.mul_(1.1)
+    save_model(tmp_path / "other", old, run, Taught(8, ("de",)))
+    with pytest.raises(ConfigError, match="another table or last norm"):
+        main([str(run), str(tmp_path / "none"), "--translation", str(tmp_path / "other")])
     assert config.backbone.layer_roles == ("audio",) * 2 + ("text", "cross")
     loaded = load(tmp_path / "model", runtime="torch")
     result = run_job(loaded.backend, transcribe_job(loaded, np.zeros(16_000, np.float32)))

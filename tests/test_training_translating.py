@@ -18,8 +18,13 @@ from dragoman.model.load import load  # noqa: E402
 from dragoman.model.offline import translate_job  # noqa: E402
 from dragoman.model.torch_backend import TorchBackend  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
-from dragoman.model.training.package import Taught, config_of, small_config  # noqa: E402
+from dragoman.model.training.batches import BatchOptions  # noqa: E402
+from dragoman.model.training.package import Taught, config_of, save_model, small_config  # noqa: E402
 from dragoman.model.training.rows import IGNORE  # noqa: E402
+from dragoman.model.training.run import RunOptions, StoreOptions, prepare  # noqa: E402
+from dragoman.model.training.run import build_trainer as build_run  # noqa: E402
+from dragoman.model.training.student import Depths  # noqa: E402
+from dragoman.model.training.trainer import TrainOptions  # noqa: E402
 from dragoman.model.training.translating import (  # noqa: E402
     PaceOptions,
     PairBatches,
@@ -36,7 +41,7 @@ from dragoman.model.work import run  # noqa: E402
 
 from .test_pairs import GERMAN, write_pairs  # noqa: E402
 from .tiny_models import PLAIN, noise, randomise, tiny_config, tiny_model  # noqa: E402
-from .training_fakes import SENTENCES  # noqa: E402
+from .training_fakes import SENTENCES, make_store  # noqa: E402
 
 PAIRS = list(zip(SENTENCES[:3], GERMAN, strict=True))
 SMALL_ROWS = PairOptions(length=48, rows=4, others=20)
@@ -188,6 +193,33 @@ def test_a_run_learns_and_goes_on_and_is_written(options: TranslatingOptions, tm
     assert all(torch.equal(after[name], value) for name, value in before.backbone.state_dict().items())
     said = run(loaded.backend, translate_job(loaded, "de", transcript=SENTENCES[1]))
     assert loaded.tokenizer.decode(said.ids).strip() == GERMAN[1]
+
+
+def test_fine_tuning_leaves_what_translates_as_it_is(start: Path, tmp_path: Path) -> None:
+    """And does not teach it in another way."""
+    save_model(tmp_path / "model", with_layers(load_model(start), 2), start, Taught(4, ("de",)))
+    make_store(tmp_path / "store", features=False)
+    write_pairs(tmp_path / "en-de.tsv", PAIRS)
+    options = RunOptions(
+        folder=str(tmp_path / "run"),
+        start_from=str(tmp_path / "model"),
+        stores=(StoreOptions(str(tmp_path / "store"), features=False),),
+        batches=BatchOptions(shapes=((96, 3, 1.0),), labelled=1.0, delay_frames=4),
+        train=TrainOptions(warmup_steps=1, mel_steps=0, hearing_steps=0, join_step=0, threads=1),
+        depths=Depths(mel=1, features=1, ctc=1, late=2),
+    )
+    prepare(options)
+    trainer = build_run(options)
+    before = {name: value.clone() for name, value in trainer.student.backbone.state_dict().items()}
+    trainer.update(trainer.batches[0])
+    after = trainer.student.backbone.state_dict()
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert {name for name in before if name.startswith(("layers.6.", "layers.7."))} <= same
+    assert not any(name.startswith("layers.5.mlp") for name in same), "what writes has learnt"
+    assert Taught.read(tmp_path / "run").targets == ("de",)
+    wanted = replace(options, translations={"de": str(tmp_path / "en-de.tsv")}, batches=replace(options.batches, translate=0.5))
+    with pytest.raises(ConfigError, match="start_from translates in layers of its own"):
+        build_run(wanted)
 
 
 def test_the_command_reads_its_file(options: TranslatingOptions, tmp_path: Path) -> None:

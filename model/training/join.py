@@ -1,6 +1,7 @@
 """A listener → the one model that says the same: its hearing layers, and the decoder's as plain layers of text.
 
     python -m dragoman.model.training.join RUN_FOLDER MODEL_FOLDER
+    python -m dragoman.model.training.join RUN_FOLDER MODEL_FOLDER --translation OLD_MODEL    # which brings its layers that translate
 
 Nothing is approximated. The stream of text is √d times the decoder's, as Gemma multiplies the rows of its table by that on the way in;
 every norm takes it off. What is added to it has mean zero, so that a norm over its rms is the decoder's over its deviation. The linear
@@ -20,16 +21,17 @@ import torch
 from torch import Tensor
 
 from ..backbone import Layer
-from ..checkpoint import Model, build_model
+from ..checkpoint import Model, build_model, load_model
 from ..config import AUDIO, CROSS, TEXT, BackboneConfig, PlainLayers
 from ..errors import ConfigError
 from . import moonshine
 from .dictation import AROUND
 from .listening import Listener, load_listener
 from .moonshine import MLP_WIDTH, ORDER, ROTARY_BASE, ROTARY_DIM
-from .package import config_of, save_model
+from .package import Taught, config_of, save_model
 from .recognisers import HEAD_DIM, HEADS
 from .teachers import WIDTH
+from .translating import take_layers
 
 
 def joined_sizes(listener: Listener) -> BackboneConfig:
@@ -117,8 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a run of listening: checkpoint.pt, sizes.json, tokenizer.json")
     parser.add_argument("folder", type=Path, help="model folder to write")
     parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
+    parser.add_argument("--translation", type=Path, metavar="FOLDER", help="a model whose layers of translation are taken over")
     given = parser.parse_args(arguments)
-    save_model(given.folder, join(load_listener(given.run, averaged=not given.last)), given.run)
+    model, taught = join(load_listener(given.run, averaged=not given.last)), Taught.read(given.run)
+    if given.translation is not None:
+        old = load_model(given.translation)
+        model, taught = take_layers(model, old), replace(taught, targets=old.config.targets)
+    save_model(given.folder, model, given.run, taught)
 
 
 if __name__ == "__main__":

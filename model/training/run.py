@@ -27,7 +27,8 @@ import torch
 from pydantic import ConfigDict
 
 from ..checkpoint import load_model
-from ..config import read_model_config
+from ..config import TRANSLATION, read_model_config
+from ..errors import ConfigError
 from ..load import load
 from ..store import Store
 from . import text
@@ -136,6 +137,8 @@ def build_trainer(options: RunOptions) -> Trainer:
     tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
     (run / "sizes.json").write_text(json.dumps(asdict(config.backbone)))
     targets = options.translations if options.batches.translate or options.batches.pairs else ()
+    if targets and TRANSLATION in config.backbone.layer_roles:
+        raise ConfigError("batches.translate, batches.pairs: start_from translates in layers of its own, see training.translating")
     known = () if start is None else config.targets
     Taught(options.batches.delay_frames, tuple(dict.fromkeys([*known, *targets]))).write(run)
     batches = _batches(options, tokenizer, options.train.seed)

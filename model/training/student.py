@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone, Layer, Rotary
 from ..checkpoint import Model
-from ..config import AUDIO, CROSS, ModelConfig
+from ..config import AUDIO, CROSS, TRANSLATION, ModelConfig
 from ..projector import AudioProjector
 from . import text
 from .precision import autocast, compute_dtype
@@ -130,6 +130,9 @@ class Student(nn.Module):
         states, text = [audio], audio.gather(1, at[..., None].expand(-1, -1, audio.shape[-1]))
         for layer, role in zip(self.backbone.layers[:depth], roles, strict=False):
             dropout = self.dropout if self.training and len(states) > self.depths.features else 0.0
+            if role == TRANSLATION:  # what is learnt here is transcribed (:mod:`.translating` is for the rest)
+                states.append(text)
+                continue
             if role == AUDIO:  # text stays as it is, and as it comes after audio nobody has seen it there
                 audio = torch.where(heard[..., None], self.run_layer(layer, audio, rotary, mask, dropout), audio)
             else:

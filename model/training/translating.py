@@ -35,6 +35,7 @@ from ..config import CROSS, TEXT, TRANSLATION
 from ..errors import ConfigError
 from . import text
 from .batches import Batches
+from .dictation import AROUND
 from .optim import Muon
 from .options import read_yaml
 from .package import Taught, delay_of, save_model
@@ -46,6 +47,7 @@ from .trainer import Trainer, TrainOptions
 from .translations import Translations, read_held_out
 
 _TRIED = 40  # examples that do not fit before a batch counts as full
+_ROUNDED = 0.01  # of its largest value: by so much a table of 8 bits may differ from what it was made of
 _HELD_BATCHES = 8  # of held-out pairs, that are looked at while the run goes on
 
 
@@ -291,6 +293,28 @@ def with_layers(model: Model, layers: int) -> Model:
         layer.mlp.load_state_dict(says.mlp.state_dict())
         layer.pre_feedforward_layernorm.load_state_dict(says.pre_feedforward_layernorm.state_dict())
     return new
+
+
+def take_layers(model: Model, given: Model) -> Model:
+    """The model with the layers of TRANSLATION of another one, which must have its table and its last norm: so what a model learnt to
+    translate outlives a run of its hearing. Raises ConfigError."""
+    theirs = [layer for layer in cast("list[Layer]", list(given.backbone.layers)) if layer.role == TRANSLATION]
+    if not theirs:
+        raise ConfigError("the model that translations are to be taken from has no layers that translate")
+    mine, other = (_looked_at(each) for each in (model, given))
+    if mine.shape != other.shape or float((mine - other).abs().max()) > _ROUNDED * float(mine.abs().max()):
+        raise ConfigError("the model that translations are to be taken from has another table or last norm, which its layers are made for")
+    new = with_layers(model, len(theirs))
+    for layer, old in zip(cast("list[Layer]", list(new.backbone.layers))[-len(theirs) :], theirs, strict=True):
+        layer.load_state_dict(old.state_dict())
+    return new
+
+
+def _looked_at(model: Model) -> Tensor:
+    """All of a model that its layers of TRANSLATION read and write: the rows of the table, but for marks that are heard, times the gains
+    of the last norm."""
+    table = model.backbone.embed_tokens.weight.float() * model.backbone.norm.weight.float()
+    return table[[token for token in range(len(table)) if token not in AROUND]]
 
 
 def translations_of(options: TranslatingOptions) -> tuple[dict[str, list[tuple[str, str]]], dict[str, list[tuple[str, str]]]]:
