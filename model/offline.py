@@ -47,7 +47,7 @@ def _frames(loaded: Loaded, samples: Floats, trailing_s: float = 0.3) -> Floats:
 
 
 def translate_job(loaded: Loaded, target: str, *, samples: Floats | None = None, transcript: str | None = None) -> Job[Hypothesis]:
-    """The translation of a clip, of a text, or of a clip whose transcript is known, as a session asks for it.
+    """The translation of a clip, of a text, or of a clip whose transcript is known, as a session asks for it; all parts as one hypothesis.
 
     Without ``transcript`` the model's own is translated. Raises TaskError for a target that the model lacks.
     """
@@ -63,5 +63,16 @@ def translate_job(loaded: Loaded, target: str, *, samples: Floats | None = None,
     yield Append(cache, np.asarray(prompts.prefix(task)))
     if samples is not None:
         yield Listen(cache, _frames(loaded, samples))
-    tail = prompts.translate(task, target, words)
-    return (yield from hypothesis(cache, tail, (), (), stop=prompts.stop, limit_tokens=16 + 3 * len(words), max_draft=0))
+    found: list[Hypothesis] = []
+    for said in prompts.to_translate(words):
+        tail = prompts.translate(task, target, said)
+        found.append((yield from hypothesis(cache, tail, (), (), stop=prompts.stop, limit_tokens=16 + 4 * len(said), max_draft=0)))
+    return Hypothesis(
+        ids=tuple(token for part in found for token in part.ids),
+        logprobs=tuple(value for part in found for value in part.logprobs),
+        stopped=all(part.stopped for part in found),
+        agreed_tokens=0,
+        forwards=sum(part.forwards for part in found),
+        drafted_tokens=0,
+        accepted_tokens=0,
+    )

@@ -4,9 +4,10 @@
 
     <bos> <|audio> FRAMES <audio|> <|transcribe|> transcript <stop> <|de|> translation <stop>
 
-Where a model has layers for translation alone (config.TRANSLATION), what goes through them begins with the language, and stands by itself:
+Where a model has layers for translation alone (config.TRANSLATION), what goes through them begins with the language, stands by itself, and
+is one sentence after another:
 
-    <bos> <|audio> FRAMES <|de|> transcript <stop> translation <stop>
+    <bos> <|audio> FRAMES <|de|> sentence <stop> translation <stop>
 
 ``gemma4`` (spec 4): a user turn that holds the instruction and the audio, then the model's turn with an empty thought channel primed
 (without it the 12B opens its own). Text stands before audio, else the model answers instead of transcribing.
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 from .config import ModelConfig
 from .errors import ConfigError, TaskError
+from .sentences import sentences
 from .tokenizer import Tokenizer
 
 # ISO 639-1 → the name that the 12B's documented prompts use.
@@ -196,6 +198,15 @@ class Prompts:
         if terms := [f"{term.source} = {term.translation}" for term in task.terms if term.target == target]:
             text += _TERMS.format(terms="; ".join(terms))
         return [*self.tail(task), *said, *self._turn(text)]
+
+    @property
+    def by_sentence(self) -> bool:
+        """Whether a translation is of one sentence, and of nothing but its words: so it is in layers that learnt from pairs of them."""
+        return bool(self._special.languages)
+
+    def to_translate(self, said: Sequence[int]) -> list[list[int]]:
+        """The parts of a transcript that are translated each by itself, see ``translate``."""
+        return sentences(self._tokenizer, said) if self.by_sentence else [list(said)]
 
     def formatted(self, task: Task, said: Sequence[int]) -> list[int]:
         """The same for the formatted text. Raises TaskError."""

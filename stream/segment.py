@@ -55,7 +55,7 @@ class Segment:
         self._reopen, self._is_firm, self._insisted = reopen, False, False
         self._carried = carried
         self._frames: list[Floats] = []  # [n, frame_samples] each; kept as long as they may have to be heard again
-        self._translated: dict[str, Sequence[int]] = {}  # the last draft for each target
+        self._translated: dict[str, list[tuple[list[int], tuple[int, ...]]]] = {}  # for each target the parts, and how they were translated
         self._prompts, self._task, self._guards, self._stats = prompts, task, guards, stats
         self._drafting, self._max_draft, self._patience_ms = drafting, max_draft, patience_ms
 
@@ -154,20 +154,24 @@ class Segment:
 
     def translate(self, target: str) -> Job[str]:
         """A further turn of the same fork: the words committed so far into ``target``. Raises TaskError."""
-        asked = self._prompts.translate(self._task, target, self.transcript.committed_ids)
-        old = self._translated.get(target, ())
-        ids = yield from self._further("translation", asked, old, _TRANSLATION_TOKENS)
-        self._translated[target] = ids
-        return self.transcript.decode(ids).strip()
+        known, made = self._translated.get(target, []), list[tuple[list[int], tuple[int, ...]]]()
+        for place, said in enumerate(self._prompts.to_translate(self.transcript.committed_ids)):
+            before, ids = known[place] if place < len(known) else (None, ())
+            if said != before or not self._prompts.by_sentence:  # with what was heard since, the same words may be translated otherwise
+                asked = self._prompts.translate(self._task, target, said)
+                ids = yield from self._further("translation", asked, ids, _TRANSLATION_TOKENS * len(said))
+            made.append((said, ids))
+        self._translated[target] = made
+        return " ".join(self.transcript.decode(ids).strip() for _, ids in made).strip()
 
     def formatted(self) -> Job[str]:
         """A further turn as well: the committed transcript in the task's style. Raises TaskError."""
         asked = self._prompts.formatted(self._task, self.transcript.committed_ids)
-        ids = yield from self._further("formatted", asked, (), _FORMATTED_TOKENS)
+        ids = yield from self._further("formatted", asked, (), _FORMATTED_TOKENS * len(self.transcript.committed_ids))
         return self.transcript.decode(ids).strip()
 
-    def _further(self, turn: Turn, asked: Sequence[int], old: Sequence[int], tokens_each: int) -> Job[tuple[int, ...]]:
-        found = yield from self._fork(turn, asked, (), old, tokens_each * len(self.transcript.committed_ids) + 16)
+    def _further(self, turn: Turn, asked: Sequence[int], old: Sequence[int], limit_tokens: int) -> Job[tuple[int, ...]]:
+        found = yield from self._fork(turn, asked, (), old, limit_tokens + 16)
         kept, _ = self._guards.keep((), found.ids, stopped=found.stopped)
         return found.ids[:kept]
 

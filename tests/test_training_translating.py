@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("sacrebleu", reason="needs the extra train")
 
+from dragoman.model.backend import Backend  # noqa: E402
 from dragoman.model.checkpoint import load_model, save_checkpoint  # noqa: E402
 from dragoman.model.errors import ConfigError  # noqa: E402
-from dragoman.model.load import load  # noqa: E402
+from dragoman.model.load import Loaded, load  # noqa: E402
 from dragoman.model.offline import translate_job  # noqa: E402
+from dragoman.model.prompt import Task  # noqa: E402
 from dragoman.model.torch_backend import TorchBackend  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.batches import BatchOptions  # noqa: E402
@@ -37,7 +41,12 @@ from dragoman.model.training.translating import (  # noqa: E402
     with_layers,
     write,
 )
-from dragoman.model.work import run  # noqa: E402
+from dragoman.model.work import Append, Work, perform, run  # noqa: E402
+from dragoman.stream.drafting import Drafting  # noqa: E402
+from dragoman.stream.guards import Guards  # noqa: E402
+from dragoman.stream.segment import Segment  # noqa: E402
+from dragoman.stream.stats import Stats  # noqa: E402
+from dragoman.stream.transcript import Transcript  # noqa: E402
 
 from .test_pairs import GERMAN, write_pairs  # noqa: E402
 from .tiny_models import PLAIN, noise, randomise, tiny_config, tiny_model  # noqa: E402
@@ -191,8 +200,42 @@ def test_a_run_learns_and_goes_on_and_is_written(options: TranslatingOptions, tm
     assert config.targets == ("de",) and config.hearing_delay_ms == before.config.hearing_delay_ms
     after = load_model(tmp_path / "model").backbone.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.backbone.state_dict().items())
-    said = run(loaded.backend, translate_job(loaded, "de", transcript=SENTENCES[1]))
-    assert loaded.tokenizer.decode(said.ids).strip() == GERMAN[1]
+    said = run(loaded.backend, translate_job(loaded, "de", transcript=f"{SENTENCES[1]} {SENTENCES[2]}"))
+    assert loaded.tokenizer.decode(said.ids).strip() == f"{GERMAN[1]} {GERMAN[2]}", "sentence by sentence"
+    session_translates(loaded)
+
+
+def session_translates(loaded: Loaded) -> None:
+    """A segment's words as they are committed: a sentence that was translated is not translated again, and what was said stays."""
+    task, stats = Task(targets=("de",)), Stats()
+    transcript, works = Transcript(loaded.tokenizer, 0), list[Append]()
+    segment = Segment(
+        loaded.backend.new_cache(),
+        transcript,
+        0,
+        prompts=loaded.prompts,
+        task=task,
+        guards=Guards(frozenset(), tokens_per_second=12, floor_tokens=8, loop_tokens=12, loop_copies=3),
+        stats=stats,
+        drafting=Drafting(stats.drafts),
+        max_draft=0,
+    )
+
+    def translated(words: str) -> tuple[str, int]:
+        ids = loaded.tokenizer.encode(words)
+        transcript.update(ids, [0.0] * len(ids), len(ids), heard_ms=900, word_is_over=True)
+        works.clear()
+        return run(loaded.backend, segment.translate("de"), perform=counted), len(works)
+
+    def counted(backend: Backend, given: Sequence[Work]) -> list[Any]:
+        works.extend(work for work in given if isinstance(work, Append))
+        return perform(backend, given)
+
+    first, cost = translated(SENTENCES[1])
+    assert first == GERMAN[1] and cost > 1
+    assert translated("") == (GERMAN[1], 0)
+    both, more = translated(SENTENCES[2])
+    assert both == f"{GERMAN[1]} {GERMAN[2]}" and 0 < more <= 2 * cost
 
 
 def test_fine_tuning_leaves_what_translates_as_it_is(start: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     python -m dragoman.model.training.translating --config run.yaml                        # goes on where the last run stopped
     python -m dragoman.model.training.translating --config run.yaml --out MODEL_FOLDER     # what it has learnt so far, as a model
 
-A fork that translates is ``<|de|> transcript <eos> translation <eos>`` (:mod:`..prompt`): from the token of the language on, positions go
+A fork that translates is ``<|de|> sentence <eos> translation <eos>`` (:mod:`..prompt`): from the token of the language on, positions go
 through the layers of TRANSLATION alone, on the table and under the norm that the other layers have. So pairs of sentences teach all there
 is to learn, without audio. A new layer begins as the model's own: the attention of a layer of TEXT, the MLP of the layer of CROSS above it.
 
@@ -57,7 +57,7 @@ class PairOptions:
 
     length: int = 96  # positions of a row; an example that is longer is left out
     rows: int = 42
-    several: tuple[float, ...] = (0.65, 0.22, 0.13)  # shares of examples that are 1, 2, 3 … sentences: a segment may be more than one
+    several: tuple[float, ...] = (0.92, 0.08)  # shares of examples that are 1, 2, 3 … pairs: a session cuts at marks, which may be missing
     unmarked: float = 0.05  # share of examples whose source lacks its closing mark
     wrong_tokens: float = 0.03  # share of a source's tokens that are others: what is translated was heard
     others: int = 1024  # pieces that no translation has, drawn for each step, that must not be written either
