@@ -18,16 +18,17 @@ from ..errors import ConfigError
 Record = dict[str, Any]
 # Title of a panel, and the figures of trainer.py, probe.py and listening.py that stand in it.
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("text, nats for each token", ("words", "dev_words")),
-    ("text, share of tokens right; the same as the decoder's", ("words_right", "dev_words_right", "same")),
+    ("text, nats for each token", ("words", "dev_words", "held_words")),
+    ("text, share of tokens right; the same as the decoder's", ("words_right", "dev_words_right", "held_words_right", "same")),
     ("word error rate of dev speech, %", ("dev_wer", "dev_heard_wer")),
     ("characters, nats", ("characters", "ctc")),
     ("front end and features, mean squared error", ("mel", "features", "late")),
     ("from what the decoder says to the teacher's features, nats", ("said",)),
     ("pointer, nats", ("pointer",)),
-    ("speed, times real time", ("speed",)),
+    ("speed", ("speed",)),
 )
 PERCENT = {"dev_wer", "dev_heard_wer"}
+UNITS = "hours of speech heard", "times real time"  # of a log that does not say otherwise
 
 
 def read_log(folder: Path) -> list[Record]:
@@ -72,6 +73,7 @@ def plot(runs: dict[str, list[Record]], path: Path) -> None:
     if not panels:
         raise ConfigError(f"{', '.join(runs)}: none of the figures that are drawn is in the log; it has {', '.join(sorted(logged))}")
     rows = (len(panels) + 1) // 2
+    amount, speed = next((record["units"] for records in runs.values() for record in records if "units" in record), UNITS)
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
     axes = list(figure.subplots(rows, 2, squeeze=False, sharex=True).flat)
     for axis, (title, names) in zip(axes, panels, strict=False):
@@ -79,8 +81,8 @@ def plot(runs: dict[str, list[Record]], path: Path) -> None:
             for name in names:
                 hours, values = curve(records, name)
                 label = name if len(runs) == 1 else f"{run}: {name}"
-                axis.plot(hours, values, label=label, marker="o" if name.startswith("dev_") else None, markersize=3, linewidth=1)
-        axis.set(title=title, xlabel="hours of speech heard")
+                axis.plot(hours, values, label=label, marker="o" if name.startswith(("dev_", "held_")) else None, markersize=3, linewidth=1)
+        axis.set(title=f"{title}, {speed}" if title == "speed" else title, xlabel=amount)
         axis.tick_params(labelbottom=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")

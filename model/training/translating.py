@@ -231,6 +231,9 @@ class TranslatingTrainer(Trainer):
 
     units = "M positions", "/s"
 
+    def log(self, record: dict[str, Any]) -> None:
+        super().log(record | {"units": ["million positions", "positions a second"]})
+
     def __init__(self, translator: Translator, batches: PairBatches, folder: Path, pace: PaceOptions) -> None:
         shared = {name: value for name, value in asdict(pace).items() if name in TrainOptions.__dataclass_fields__}
         super().__init__(cast("Student", translator), cast("Batches", batches), folder, TrainOptions(**shared))
