@@ -226,15 +226,18 @@ def model_config_from_mapping(raw: Mapping[str, Any]) -> ModelConfig:
     targets: Any = own.pop("targets", [])
     if not isinstance(targets, list) or not all(isinstance(code, str) for code in cast("list[Any]", targets)):
         raise ConfigError(f"targets is {targets!r} in section 'dragoman', expected a list of languages as in [\"de\"]")
-    backbone = _backbone(_need(raw, "text_config"))
+    backbone = _with_roles(_backbone(_need(raw, "text_config")), own.pop("layer_roles", []), own.pop("plain_layers", None))
+    special = _special(raw, stop, own.pop("language_ids", []))
+    if special.languages and TRANSLATION not in backbone.layer_roles:
+        raise ConfigError(f"language_ids is {list(special.languages)} in section 'dragoman', but no layer has the role {TRANSLATION}")
     return ModelConfig(
-        backbone=_with_roles(backbone, own.pop("layer_roles", []), own.pop("plain_layers", None)),
+        backbone=backbone,
         audio=AudioConfig(
             frame_samples=int(audio_raw.get("audio_embed_dim", 640)),
             rms_norm_eps=float(audio_raw.get("rms_norm_eps", 1e-6)),
         ),
         vision=None if vision_raw is None else _vision(vision_raw),
-        special=_special(raw, stop, own.pop("language_ids", [])),
+        special=special,
         targets=tuple(cast("list[str]", targets)),
         **own,
     )

@@ -311,6 +311,17 @@ def test_wrong_roles_are_named(roles: object, message: str) -> None:
         model_config_from_mapping(raw)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "ids", "message"),
+    [(PLAIN, [11], "language_ids is .11. in section 'dragoman', but no layer"), (TRANSLATING, ["de"], "expected a list of token ids")],
+)
+def test_languages_need_layers_that_translate(kinds: dict[str, Any], ids: list[object], message: str) -> None:
+    raw = small_config(asdict(student(kinds).config.backbone), Taught())
+    raw["dragoman"]["language_ids"] = ids
+    with pytest.raises(ConfigError, match=message):
+        model_config_from_mapping(raw)
+
+
 @pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING], ids=["roles", "plain", "translating"])
 def test_roles_go_through_config_json(kinds: dict[str, Any]) -> None:
     config = replace(tiny_config(**kinds), audio=AudioConfig())
