@@ -24,6 +24,7 @@ from dragoman.model.torch_backend import TorchBackend  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.batches import BatchOptions  # noqa: E402
 from dragoman.model.training.package import Taught, config_of, save_model, small_config  # noqa: E402
+from dragoman.model.training.pairs import PairBatches, PairOptions  # noqa: E402
 from dragoman.model.training.rows import IGNORE  # noqa: E402
 from dragoman.model.training.run import RunOptions, StoreOptions, prepare  # noqa: E402
 from dragoman.model.training.run import build_trainer as build_run  # noqa: E402
@@ -31,8 +32,6 @@ from dragoman.model.training.student import Depths  # noqa: E402
 from dragoman.model.training.trainer import TrainOptions  # noqa: E402
 from dragoman.model.training.translating import (  # noqa: E402
     PaceOptions,
-    PairBatches,
-    PairOptions,
     TranslatingOptions,
     Translator,
     build_trainer,
