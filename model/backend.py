@@ -21,6 +21,7 @@ Ids = NDArray[np.int64]  # [n] token ids
 Floats = NDArray[np.float32]
 Sides = NDArray[np.uint8]  # [n] places in config.SIDES
 Hidden = object  # the hidden state at one position, as the runtime keeps it
+_TRANSLATED = SIDES.index(TRANSLATION)
 
 
 class Cache(Protocol):
@@ -144,13 +145,14 @@ def sides_of(ids: Ids, config: ModelConfig, before: int | None) -> Sides:
     """[n]: the side of each token, a number of ``config.SIDES``; ``before``: of the position in front of them, None: there is none. What is
     heard is audio, and from the token of a language on to what is heard next all is translation."""
     heard = heard_ids(ids, config)
-    sides = heard.astype(np.uint8)
-    if config.special.languages:
-        begins = np.isin(ids, config.special.languages)
+    sides, begins = heard.astype(np.uint8), np.zeros(len(ids), np.bool_)
+    for language in config.special.languages:  # isin takes longer than the few comparisons
+        begins |= ids == language
+    goes_on = before == _TRANSLATED
+    if goes_on or begins.any():
         changes = np.where(heard | begins, np.arange(len(ids)), -1)
         last = np.maximum.accumulate(changes)  # the place that decides about each
-        goes_on = before == SIDES.index(TRANSLATION)
-        sides[~heard & np.where(last < 0, goes_on, begins[last])] = SIDES.index(TRANSLATION)
+        sides[~heard & np.where(last < 0, goes_on, begins[last])] = _TRANSLATED
     return sides
 
 

@@ -56,7 +56,7 @@ from .rows import IGNORE, Batch, collate
 from .speech import Speech
 from .student import Depths, Student
 from .teachers import SPREAD, WIDTH
-from .trainer import Trainer, TrainOptions
+from .trainer import Trainer, shared_options
 from .unjoin import unjoin
 
 FRAMES_PER_S = 25
@@ -209,9 +209,8 @@ class ListeningTrainer(Trainer):
     """The loop of :mod:`.trainer`, with a rate of its own for the decoder. What is saved is the whole listener."""
 
     def __init__(self, listener: Listener, dictations: Dictations, folder: Path, rates: RateOptions) -> None:
-        shared = {name: value for name, value in asdict(rates).items() if name in TrainOptions.__dataclass_fields__}
         # Of the two it asks no more than any module and any data set have; what it does ask a student, ``update`` does here.
-        super().__init__(cast("Student", listener), cast("Batches", dictations), folder, TrainOptions(**shared))
+        super().__init__(cast("Student", listener), cast("Batches", dictations), folder, shared_options(rates))
         self.listener, self.dictations, self.rates = listener, dictations, rates
         matrices, rest = split_parameters(listener.student)
         self.muon = Muon(matrices, lr=rates.muon_lr, weight_decay=rates.weight_decay)
@@ -223,10 +222,8 @@ class ListeningTrainer(Trainer):
 
     def update(self, batch: Any) -> dict[str, float]:
         """One step with a Dictation."""
-        begin, rates = time.monotonic(), self.rates
-        for optimiser, full in ((self.muon, [rates.muon_lr]), (self.adam, [rates.adam_lr, rates.decoder_lr, rates.writing_lr])):
-            for group, lr in zip(optimiser.param_groups, full, strict=True):
-                group["lr"] = lr * self.rate()
+        begin = time.monotonic()
+        self._set_rates(self.rates.decoder_lr, self.rates.writing_lr)
         loss, figures = self.listener(batch)
         loss.backward()
         self.step += 1

@@ -54,10 +54,15 @@ def choose(sentences: Iterable[str], banned: set[str], *, least_words: int, most
     return sorted({s for s in sentences if plain(s) not in banned and least_words <= len(s.split()) <= most_words})
 
 
+def transcripts(manifest: Path) -> list[tuple[str, str]]:
+    """(split, transcript) of every clip of a corpus; "" where there is none."""
+    with manifest.open(encoding="utf-8", newline="") as file:
+        return [(row["split"], row["text"] or "") for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+
+
 def write(text_folder: Path, manifest: Path, out: Path) -> tuple[int, int]:
     """Returns how many sentences went into each file."""
-    with manifest.open(encoding="utf-8", newline="") as file:
-        rows = [(row["split"], plain(row["text"] or "")) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    rows = [(split, plain(words)) for split, words in transcripts(manifest)]
     dev = {words for split, words in rows if split.startswith("dev")}
     train = {words for split, words in rows if split == "train"}
     files = sorted(text_folder.glob("en-*.tsv.xz"), key=lambda path: path.name)

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class TrainOptions:
     sampled_words: float = 0.3  # share of their words
     compile: bool = True  # needs a C++ compiler; without one a step takes about 1.6 times as long
     weights: LossWeights = field(default_factory=LossWeights)
+
+
+def shared_options(given: Any) -> TrainOptions:
+    """What the options of another kind of run, a data class, have in common with these."""
+    return TrainOptions(**{name: value for name, value in asdict(given).items() if name in TrainOptions.__dataclass_fields__})
 
 
 class Trainer:
@@ -107,6 +112,13 @@ class Trainer:
             return rise
         return max(0.02, 1.0 - (self.step - o.decay_from) / max(1, o.steps - o.decay_from))
 
+    def _set_rates(self, *more: float) -> None:
+        """Of every group of parameters; ``more``: full rates of the groups that AdamW has beside its first."""
+        o, share = self.options, self.rate()
+        for optimiser, full in ((self.muon, [o.muon_lr]), (self.adam, [o.adam_lr, *more])):
+            for group, lr in zip(optimiser.param_groups, full, strict=True):
+                group["lr"] = lr * share
+
     def train(self, evaluate: Callable[[Trainer], dict[str, Any]] | None = None) -> None:
         """Run to ``options.steps``; SIGTERM and SIGINT save and return."""
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -161,9 +173,7 @@ class Trainer:
             weights = replace(weights, words=0.0, pointer=0.0)
         elif self.step < o.join_step:
             weights = replace(weights, apart=True)
-        for optimiser, lr in ((self.muon, o.muon_lr), (self.adam, o.adam_lr)):
-            for group in optimiser.param_groups:
-                group["lr"] = lr * self.rate()
+        self._set_rates()
         torch.manual_seed(o.seed * 1_000_003 + self.step)  # a resumed run drops what it would have dropped
         if o.sampled and weights.words and bool((batch.labels != IGNORE).any()) and float(torch.rand(())) < o.sampled:
             batch = self.student.sample(batch, o.sampled_words)

@@ -14,15 +14,13 @@ PairOptions (``pairs``).
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import tokenizers
 import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
@@ -35,15 +33,16 @@ from ..errors import ConfigError
 from . import text
 from .batches import Batches
 from .dictation import AROUND
-from .optim import Muon
+from .listening import read_tokenizer
 from .options import read_yaml
 from .package import Taught, delay_of, save_model
 from .pairs import PairBatch, PairBatches, PairOptions
 from .precision import autocast, compute_dtype
 from .prepare import user_path
 from .rows import IGNORE
+from .sentences import transcripts
 from .student import Student, attended
-from .trainer import Trainer, TrainOptions
+from .trainer import Trainer, shared_options
 from .translations import Translations, read_held_out
 
 _ROUNDED = 0.01  # of its largest value: by so much a table of 8 bits may differ from what it was made of
@@ -139,31 +138,24 @@ class TranslatingTrainer(Trainer):
 
     units = "M positions", "/s"
 
+    def __init__(self, translator: Translator, batches: PairBatches, held: PairBatches, folder: Path, pace: PaceOptions) -> None:
+        """``held``: of the pairs that are held out."""
+        super().__init__(cast("Student", translator), cast("Batches", batches), folder, shared_options(pace))
+        self.translator, self.held = translator, held
+
     def log(self, record: dict[str, Any]) -> None:
         super().log(record | {"units": ["million positions", "positions a second"]})
-
-    def __init__(self, translator: Translator, batches: PairBatches, folder: Path, pace: PaceOptions) -> None:
-        shared = {name: value for name, value in asdict(pace).items() if name in TrainOptions.__dataclass_fields__}
-        super().__init__(cast("Student", translator), cast("Batches", batches), folder, TrainOptions(**shared))
-        self.translator, self.pace, self.held = translator, pace, cast("PairBatches | None", None)
-        matrices = [p for p in translator.parameters() if p.ndim == 2]
-        self.muon = Muon(matrices, lr=pace.muon_lr, weight_decay=pace.weight_decay)
-        rest = [p for p in translator.parameters() if p.ndim != 2]
-        self.adam = torch.optim.AdamW(rest, lr=pace.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
     @torch.no_grad()
     def held_figures(self) -> dict[str, Any]:
         """Of the newest weights: nats for each token of held-out translations, and how many are right."""
-        assert self.held is not None, "there are pairs to measure with"
         found = [self.translator(self.held[i])[1] for i in range(_HELD_BATCHES)]
         return {f"held_{name}": round(float(np.mean([figures[name] for figures in found])), 4) for name in found[0]}
 
     def update(self, batch: Any) -> dict[str, float]:
         """One step with a PairBatch."""
         begin = time.monotonic()
-        for optimiser, lr in ((self.muon, self.pace.muon_lr), (self.adam, self.pace.adam_lr)):
-            for group in optimiser.param_groups:
-                group["lr"] = lr * self.rate()
+        self._set_rates()
         loss, figures = self.translator(batch)
         loss.backward()
         self.step += 1
@@ -191,11 +183,8 @@ def with_layers(model: Model, layers: int) -> Model:
     grown = replace(model.config, backbone=replace(old, layer_types=kinds, layer_roles=roles), special=special)
     new = build_model(grown, device="cpu")
     new.projector.load_state_dict(model.projector.state_dict())
+    new.backbone.load_state_dict(model.backbone.state_dict(), strict=False)  # which lacks the new layers alone
     ours, theirs = cast("list[Layer]", list(new.backbone.layers)), cast("list[Layer]", list(model.backbone.layers))
-    new.backbone.embed_tokens.load_state_dict(model.backbone.embed_tokens.state_dict())
-    new.backbone.norm.load_state_dict(model.backbone.norm.state_dict())
-    for layer, given in zip(ours, theirs, strict=False):
-        layer.load_state_dict(given.state_dict())
     chosen = [round(i * (len(text_layers) - 1) / max(1, layers - 1)) for i in range(layers)]
     for layer, i in zip(ours[old.num_layers :], chosen, strict=True):
         looks, says = theirs[text_layers[i]], theirs[cross[i]]
@@ -231,11 +220,8 @@ def _looked_at(model: Model) -> Tensor:
 def translations_of(options: TranslatingOptions) -> tuple[dict[str, list[tuple[str, str]]], dict[str, list[tuple[str, str]]]]:
     """Pairs by language: to learn from, and held out."""
     files = {code: user_path(options.text) / name for code, name in options.translations.items()}
-    banned: list[str] = []
-    if options.manifest is not None:
-        with user_path(options.manifest).open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            banned = [row["text"] for row in rows if row["split"].startswith("dev") and row["text"]]
+    rows = [] if options.manifest is None else transcripts(user_path(options.manifest))
+    banned = [words for split, words in rows if split.startswith("dev") and words]
     return Translations(files, banned).pairs, {code: read_held_out(path) for code, path in files.items()}
 
 
@@ -246,13 +232,12 @@ def build_trainer(options: TranslatingOptions) -> TranslatingTrainer:
     torch.manual_seed(pace.seed)
     torch.set_num_threads(pace.threads)
     torch.set_flush_denormal(True)
-    tokenizer = tokenizers.Tokenizer.from_file(str(start / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
+    tokenizer = read_tokenizer(start)
     kept, held = translations_of(options)
     translator = Translator(with_layers(load_model(start), options.layers))
     batches = PairBatches(kept, tokenizer, options.batches, pace.seed)
-    trainer = TranslatingTrainer(translator, batches, run, pace)
-    trainer.held = PairBatches(held, tokenizer, options.batches, pace.seed, plainly=True, also=batches.used)
+    measured = PairBatches(held, tokenizer, options.batches, pace.seed, plainly=True, also=batches.used)
+    trainer = TranslatingTrainer(translator, batches, measured, run, pace)
     trainer.resume()
     return trainer
 
