@@ -24,7 +24,7 @@ from dragoman.model.errors import AudioFormatError, ConfigError  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.align import spread_characters, viterbi, word_ends  # noqa: E402
-from dragoman.model.training.augment import AugmentOptions, Change, draw_change, equalise  # noqa: E402
+from dragoman.model.training.augment import AugmentOptions, Change, draw_change, equalise, mute  # noqa: E402
 from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.grow import grow  # noqa: E402
 from dragoman.model.training.grow import main as grow_folder  # noqa: E402
@@ -219,6 +219,19 @@ def test_the_equaliser_raises_its_bands_and_leaves_the_rest():
     assert not np.array_equal(Change(bands=((400.0, 9.0),)).of(wave), wave)
     without, asked = (draw_change([], AugmentOptions(equalise=share), np.random.default_rng(2)) for share in (0.0, 1.0))
     assert without.factor == asked.factor and not without.bands, "runs that do not ask for it draw what they drew before"
+
+
+def test_a_muted_band_is_gone_and_the_rest_is_there():
+    wave = np.random.default_rng(0).standard_normal(160_000).astype(np.float32)
+    before, after = (np.abs(np.fft.rfft(x)) ** 2 for x in (wave, mute(wave, 1000.0, 2000.0)))
+    hertz = np.fft.rfftfreq(160_000, 1 / 16_000)
+    for low, high, least, most in ((1200, 1700, -200.0, -20.0), (50, 600, -1.0, 0.2), (3500, 7900, -1.0, 0.2)):
+        inside = (low < hertz) & (hertz < high)
+        assert least < 10 * np.log10(after[inside].sum() / before[inside].sum()) < most, f"{low} to {high} Hz"
+    rng = np.random.default_rng(1)
+    muted = [change.muted for change in (draw_change([], AugmentOptions(mute=0.5), rng) for _ in range(200)) if change.muted]
+    assert 70 < len(muted) < 130 and all(150 <= low < high < 8000 for low, high in muted)
+    assert not np.array_equal(Change(muted=muted[0]).of(wave), wave)
 
 
 @given(samples=st.integers(600, 5000), factor=st.floats(0.85, 1.15), tilt=st.booleans(), room=st.booleans())

@@ -31,6 +31,7 @@ class AugmentOptions:
     tilt: float = 0.3  # share of clips through a first-order filter
     band: float = 0.1  # share of clips cut to telephone bandwidth
     equalise: float = 0.0  # share of clips through three bands of an equaliser, as microphones and throats differ
+    mute: float = 0.0  # share of clips that lose a band of half an octave to one and a half
 
 
 def change_speed(wave: Wave, factor: float) -> Wave:
@@ -61,6 +62,12 @@ def equalise(wave: Wave, bands: Sequence[tuple[float, float]]) -> Wave:
     return wave
 
 
+def mute(wave: Wave, low: float, high: float) -> Wave:
+    """Take out what is between two frequencies in hertz: the frequency masks of SpecAugment (Park et al., arXiv 1904.08779), for samples."""
+    sos = signal.butter(3, [low, high], "bandstop", fs=SAMPLE_RATE, output="sos")
+    return np.asarray(signal.sosfilt(sos, wave), np.float32)
+
+
 def telephone(wave: Wave) -> Wave:
     """Keep 300–3400 Hz."""
     sos = signal.butter(4, [300, 3400], "bandpass", fs=SAMPLE_RATE, output="sos")
@@ -80,6 +87,7 @@ class Change:
     response: Wave | None = None  # of a room
     telephone: bool = False
     bands: tuple[tuple[float, float], ...] = ()  # of the equaliser: hertz, decibels
+    muted: tuple[float, float] | None = None  # hertz
 
     def samples(self, before: int) -> int:
         """How many samples ``of`` makes of so many."""
@@ -92,6 +100,8 @@ class Change:
             wave = tilt_spectrum(wave, self.tilt)
         if self.bands:
             wave = equalise(wave, self.bands)
+        if self.muted is not None:
+            wave = mute(wave, *self.muted)
         if self.response is not None:
             wave = play_in_room(wave, self.response)
         return telephone(wave) if self.telephone else wave
@@ -106,7 +116,11 @@ def draw_change(rooms: list[Wave], options: AugmentOptions, rng: np.random.Gener
     if options.equalise and rng.random() < options.equalise:
         hertz, decibels = np.exp(rng.uniform(np.log(150), np.log(6000), 3)), rng.uniform(-9, 9, 3)
         bands = tuple(zip(hertz.tolist(), decibels.tolist(), strict=True))
-    return Change(factor, tilt, response, narrow, bands)
+    muted = None
+    if options.mute and rng.random() < options.mute:
+        low, octaves = math.exp(rng.uniform(math.log(150), math.log(4000))), rng.uniform(0.5, 1.5)
+        muted = low, min(low * 2**octaves, 7900.0)
+    return Change(factor, tilt, response, narrow, bands, muted)
 
 
 def add_noise(row: Wave, noise: Wave | None, level: float, options: AugmentOptions, rng: np.random.Generator) -> Wave:

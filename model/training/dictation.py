@@ -89,9 +89,9 @@ class Dictations(Dataset[Dictation]):
         """Fewest frames of a row, and its length; a clip is drawn to choose them, so that a length comes as often as clips have it."""
         _, clip, _ = self.speech.draw(rng, True)
         lengths = self.options.lengths
-        wanted = (clip.samples // FRAME + self.options.tail_frames + 12) * (1 + self.options.augment.speed)
+        wanted = clip.samples / FRAME / (1 - self.options.augment.speed) + self.options.tail_frames + 8 + len(AROUND)  # at its slowest
         at = next((i for i, length in enumerate(lengths) if length >= wanted), len(lengths) - 1)
-        return (int(0.8 * lengths[at - 1]) if at else 0), lengths[at]
+        return (lengths[at - 1] - len(AROUND) if at else 0), lengths[at]
 
     def _row(self, shortest: int, length: int, rng: np.random.Generator) -> tuple[Row, list[int]] | None:
         """A clip as a row, and its tokens; None if it does not fit."""
