@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from ..store import Clip
 from . import text
 from .precision import autocast
+from .processes import process_pool
 from .speech import Speech
 from .splices import FRAME
 from .teachers import CENTRE_SAMPLES, HOP_SAMPLES, WIDTH, FeatureTable
@@ -167,7 +167,7 @@ def align(probe: FeatureProbe, speech: Speech, folders: Sequence[Path], *, worke
     """
     found: list[Aligned] = []
     partly = ((which, clip, words) for which, clip, words, _ in speech.partly)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         running = list[Future[list[Aligned]]]()
         for group in track(_groups(speech, chain(speech.labelled, partly)), description="aligning"):
             features, lengths, targets = _load(speech, group)

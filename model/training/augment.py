@@ -63,7 +63,7 @@ def equalise(wave: Wave, bands: Sequence[tuple[float, float]]) -> Wave:
 
 
 def mute(wave: Wave, low: float, high: float) -> Wave:
-    """Take out what is between two frequencies in hertz: the frequency masks of SpecAugment (Park et al., arXiv 1904.08779), for samples."""
+    """Take out what is between two frequencies (hertz), as SpecAugment masks them in spectra (Park et al., arXiv 1904.08779)."""
     sos = signal.butter(3, [low, high], "bandstop", fs=SAMPLE_RATE, output="sos")
     return np.asarray(signal.sosfilt(sos, wave), np.float32)
 

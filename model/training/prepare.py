@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 from ..errors import ConfigError
 from . import sentences, text
 from .align import align, train_probe
 from .labels import write_labels
+from .processes import process_pool
 from .speech import Speech
 from .store import build_from_folder, build_from_shards
 from .synthesis import read_sentences, synthesise
@@ -115,7 +115,7 @@ def aligned(folder: Path, labels: bool) -> bool:
 
 def make_stores(stores: Sequence[StoreOptions], workers: int) -> None:
     """Make every store that is not there yet, and its features as soon as it is."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         running: dict[Future[None], StoreOptions | None] = {pool.submit(make_store, store, workers): store for store in stores}
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -145,7 +145,7 @@ def make_store(store: StoreOptions, workers: int = 1) -> None:
 
 def make_labels(folders: Iterable[Path], case: text.TrueCaser, workers: int) -> None:
     """The teachers' texts for the stores that ask for them."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         parts = [pool.submit(write_labels, folder, case, part, workers) for folder in folders for part in range(workers)]
         for future in parts:
             future.result()

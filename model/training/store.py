@@ -11,8 +11,6 @@ import io
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from rich.progress import track
 from ..config import SAMPLE_RATE
 from ..errors import AudioFormatError
 from ..store import COLUMNS
+from .processes import process_pool
 
 
 class StoreWriter:
@@ -77,7 +76,7 @@ def build_from_shards(corpus: Path, folder: Path, workers: int = 1) -> None:
     shards = sorted({row["shard"] for row in rows.values()})
     shares = [share.tolist() for share in np.array_split(shards, workers) if len(share)]
     parts = [folder / f"part{number}" for number in range(len(shares))]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         for _ in pool.map(_decode_shards, [corpus] * len(shares), shares, parts):
             pass
     writer = StoreWriter(folder)
