@@ -237,7 +237,7 @@ def test_a_muted_band_is_gone_and_the_rest_is_there():
 @given(samples=st.integers(600, 5000), factor=st.floats(0.85, 1.15), tilt=st.booleans(), room=st.booleans())
 def test_how_long_a_changed_clip_will_be_is_known_before(samples: int, factor: float, tilt: bool, room: bool):
     response = np.array([0.1, 1.0, 0.3], np.float32) if room else None
-    change = Change(factor, 0.5 if tilt else None, response, bands=((300.0, 3.0),))
+    change = Change(factor, 0.5 if tilt else None, response, bands=((300.0, 3.0),), muted=(500.0, 900.0))
     assert len(change.of(np.ones(samples, np.float32))) == change.samples(samples)
     assert Change().samples(samples) == samples
 

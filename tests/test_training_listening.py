@@ -147,6 +147,10 @@ def test_a_row_has_the_length_that_its_clips_need(tmp_path: Path, tokenizer: tok
         rows, length = given.batch.ids.shape
         assert (rows, length) in {(3, 64), (2, 96)} and given.ids.shape == (rows, length // 4)
         assert length == 64 or int(given.batch.audio_frames.min()) >= int(0.8 * 64) - 8
+    fuller = make_dictations(tmp_path / "fuller", tokenizer, lengths=(60, 96), positions=192)
+    longer = [given for given in (fuller[step] for step in range(12)) if given.ids.shape[1] == 96 // 4]
+    whole = torch.cat([given.batch.audio_frames[~given.cut] for given in longer])
+    assert len(whole) and int(whole.min()) >= 60 - len(dictation.AROUND) - dictation.MOST_LEAD, "such a clip fits into the shorter row"
     assert len(whole_clip(np.zeros(10 * FRAME + 1, np.float32), dictations.options).frames) == 21
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import psutil
 import pytest
 
-pytest.importorskip("torch", reason="needs the extra train")
+psutil = pytest.importorskip("psutil", reason="needs the extra bench")
 
 BUSY = """
 import os, signal

@@ -26,6 +26,7 @@ from .splices import FRAME
 FRAMES_PER_TOKEN = 4  # room for 6.25 tokens a second; Moonshine's own transcriber allows 6.5
 AROUND = (text.BOS, text.BEGIN_AUDIO, text.END_AUDIO)  # what is heard beside the frames
 SHORTEST_CUT = 8  # frames
+MOST_LEAD = 8  # frames of silence in front of a clip
 MISSES = 2000  # clips drawn in vain, one after the other, until the stores are said to have none that fits
 
 
@@ -89,7 +90,8 @@ class Dictations(Dataset[Dictation]):
         """Fewest frames of a row, and its length; a clip is drawn to choose them, so that a length comes as often as clips have it."""
         _, clip, _ = self.speech.draw(rng, True)
         lengths = self.options.lengths
-        wanted = clip.samples / FRAME / (1 - self.options.augment.speed) + self.options.tail_frames + 8 + len(AROUND)  # at its slowest
+        slowest = clip.samples / FRAME / (1 - self.options.augment.speed)
+        wanted = slowest + MOST_LEAD + self.options.tail_frames + len(AROUND)
         at = next((i for i, length in enumerate(lengths) if length >= wanted), len(lengths) - 1)
         return (lengths[at - 1] - len(AROUND) if at else 0), lengths[at]
 
@@ -107,13 +109,13 @@ class Dictations(Dataset[Dictation]):
             words = " ".join(words.split()[: sum(end + options.delay_frames < frames for end in ends)])
         tokens = self.tokenizer.encode(words).ids
         change = augment.draw_change(speech.rooms, options.augment, rng)
-        frames = change.samples(len(wave)) // FRAME + options.tail_frames + 8  # and up to 8 of silence in front of it
+        frames = change.samples(len(wave)) // FRAME + MOST_LEAD + options.tail_frames
         if not shortest <= frames <= length - len(AROUND) or len(tokens) >= length // FRAMES_PER_TOKEN:
             return None  # as most are: before anything is computed
         wave = change.of(wave)
         row = Row(only_heard=True, ends=True)
         row.cut = cut
-        row.silence(int(rng.integers(0, 8 * FRAME)))
+        row.silence(int(rng.integers(0, MOST_LEAD * FRAME)))
         row.level = augment.rms(wave)
         if clip.id in speech.tables[which]:
             row.targets.append((row.samples, len(wave), change.factor, 0, speech.tables[which][clip.id], None))
