@@ -155,11 +155,13 @@ def test_the_command_writes_a_folder_that_transcribes(tmp_path: Path) -> None:
     randomise(old.backbone.layers[-1], 3)
     with torch.no_grad():
         old.backbone.embed_tokens.weight[text.BEGIN_AUDIO] += 1.0  # what hearing looks for there is no matter of translation
+        old.backbone.embed_tokens.weight[text.TRANSLATE["fr"]] += 2.0  # which no run of hearing knows
     save_model(tmp_path / "old", old, run, Taught(8, ("de",)))
     main([str(run), str(tmp_path / "new"), "--translation", str(tmp_path / "old")])
     new, kept = load_model(tmp_path / "new"), old.backbone.state_dict()
     same = {name: value for name, value in new.backbone.state_dict().items() if name != "embed_tokens.weight"}
     assert all(torch.equal(value, kept[name]) for name, value in same.items())
+    assert torch.equal(new.backbone.embed_tokens.weight[text.TRANSLATE["fr"]], kept["embed_tokens.weight"][text.TRANSLATE["fr"]])
     assert (new.config.targets, new.config.hearing_delay_ms) == (("de",), config.hearing_delay_ms)
     with pytest.raises(ConfigError, match="has no layers that translate"):
         main([str(run), str(tmp_path / "none"), "--translation", str(tmp_path / "model")])

@@ -38,6 +38,7 @@ from dragoman.model.training.translating import (  # noqa: E402
     main,
     read_options,
     with_layers,
+    with_marks,
     write,
 )
 from dragoman.model.work import Append, Work, perform, run  # noqa: E402
@@ -52,7 +53,7 @@ from .tiny_models import PLAIN, noise, randomise, tiny_config, tiny_model  # noq
 from .training_fakes import SENTENCES, make_store  # noqa: E402
 
 PAIRS = list(zip(SENTENCES[:3], GERMAN, strict=True))
-SMALL_ROWS = PairOptions(length=48, rows=4, others=20)
+SMALL_ROWS = PairOptions(lengths=(48, 64), positions=192, others=20)
 pytestmark = pytest.mark.usefixtures("training_in_float32")
 
 
@@ -91,10 +92,11 @@ def options(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Translatin
     return TranslatingOptions(**given, **files, layers=2, batches=SMALL_ROWS, train=pace)  # type: ignore[arg-type]
 
 
-def batches(start: Path, *, plainly: bool = False, rows: PairOptions = SMALL_ROWS) -> PairBatches:
+def batches(start: Path, *, plainly: bool = False, rows: PairOptions = SMALL_ROWS, languages: Sequence[str] = ("de",)) -> PairBatches:
     import tokenizers
 
-    return PairBatches({"de": PAIRS}, tokenizers.Tokenizer.from_file(str(start / "tokenizer.json")), rows, 3, plainly=plainly)
+    pairs = dict.fromkeys(languages, PAIRS)
+    return PairBatches(pairs, tokenizers.Tokenizer.from_file(str(start / "tokenizer.json")), rows, 3, plainly=plainly)
 
 
 def examples(made: PairBatches, step: int) -> list[tuple[list[int], list[int]]]:
@@ -131,6 +133,50 @@ def test_a_batch_is_a_function_of_seed_and_step(start: Path) -> None:
     batch = one[5]
     asked = batch.labels[batch.labels != IGNORE]
     assert bool(torch.isin(asked, batch.candidates).all()) and len(batch.candidates) == len(batch.candidates.unique())
+
+
+def test_a_step_looks_at_few_pieces_in_place_of_all(start: Path) -> None:
+    """What its softmax sums over is, on average, what all pieces sum to; its own translations' pieces are never left out."""
+    made, scores = batches(start), np.random.default_rng(0).normal(size=320).astype(np.float32)
+    sums = []
+    for step in range(400):
+        batch = made[step]
+        assert len(batch.candidates) < made.size / 2
+        sums.append(np.exp(scores[batch.candidates.numpy()] + batch.log_counts.numpy()).sum())
+        asked = batch.labels[batch.labels != IGNORE].unique()
+        assert set(asked.tolist()) == set(batch.candidates[batch.log_counts == 0].tolist())
+    everything = np.exp(scores[: made.size]).sum()
+    assert abs(np.mean(sums) / everything - 1) < 4 * np.std(sums) / everything / 400**0.5 < 0.1
+    plain = batches(start, plainly=True)[0]
+    assert sorted(plain.candidates.tolist()) == list(range(made.size)) and not plain.log_counts.any(), "measured with all of them"
+
+
+def test_rows_take_turns_and_languages_their_shares(start: Path) -> None:
+    rows = replace(SMALL_ROWS, weights={"de": 0.25})
+    made = batches(start, rows=rows, languages=("de", "fr"))
+    assert [tuple(made[step].ids.shape) for step in range(3)] == [(4, 48), (3, 64), (4, 48)]
+    first = [ids[0] for step in range(40) for ids, _ in examples(made, step)]
+    german = first.count(text.TRANSLATE["de"]) / len(first)
+    assert 0.1 < german < 0.3 and set(first) == {text.TRANSLATE["de"], text.TRANSLATE["fr"]}
+    measured = [ids[0] for step in range(40) for ids, _ in examples(batches(start, rows=rows, languages=("de", "fr"), plainly=True), step)]
+    assert 0.4 < measured.count(text.TRANSLATE["de"]) / len(measured) < 0.6
+    with pytest.raises(ConfigError, match="batches.weights names dee; expected languages among de, fr, es"):
+        batches(start, rows=replace(SMALL_ROWS, weights={"dee": 1.0}))
+
+
+def test_a_language_that_is_new_gets_a_token_of_its_own(start: Path) -> None:
+    """What a model has never seen has zeros in its table; what it has learnt with stays, zeros too."""
+    model = load_model(start)
+    table, (de, fr, es) = model.backbone.embed_tokens.weight.data, text.TRANSLATE.values()
+    table[[de, fr]] = 0.0
+    before = table.clone()
+    taught = replace(model, config=replace(model.config, targets=("de",)))
+    assert with_marks(taught, ("de", "fr", "es")) is taught
+    changed = [i for i in range(len(table)) if not torch.equal(before[i], table[i])]
+    assert changed == [fr] and bool(table[es].any())
+    assert float(table[fr].norm()) == pytest.approx(float(before.norm(dim=1).median()), rel=1e-3)
+    with_marks(model, ("de", "fr"))
+    assert 0.0 < float(torch.cosine_similarity(table[de], table[fr], 0).abs()) < 0.9
 
 
 def test_a_source_may_be_heard_wrong_but_not_its_translation(start: Path) -> None:

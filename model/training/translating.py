@@ -6,6 +6,7 @@
 A fork that translates is ``<|de|> sentence <eos> translation <eos>`` (:mod:`..prompt`): from the token of the language on, positions go
 through the layers of TRANSLATION alone, on the table and under the norm that the other layers have. So pairs of sentences teach all there
 is to learn, without audio. A new layer begins as the model's own: the attention of a layer of TEXT, the MLP of the layer of CROSS above it.
+The table stays as it is, but for the tokens of languages: where a model has never seen one it has zeros, and could not tell them apart.
 
 A file needs the keys ``folder``, ``start_from``, ``text`` and ``translations``; the others are the fields of PaceOptions (here) and of
 PairOptions (``pairs``).
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -122,7 +123,7 @@ class Translator(nn.Module):
             place = torch.zeros(self.config.vocab_size, dtype=torch.int64)
             place[batch.candidates] = torch.arange(len(batch.candidates))
             logits, labels = (hidden @ self._backbone[0].embed_tokens.weight[batch.candidates].T).float(), place[batch.labels[asked]]
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(logits + batch.log_counts, labels)
             right = float((logits.argmax(-1) == labels).float().mean())
         return loss, {"words": float(loss.detach()), "words_right": right}
 
@@ -195,9 +196,21 @@ def with_layers(model: Model, layers: int) -> Model:
     return new
 
 
+def with_marks(model: Model, languages: Iterable[str]) -> Model:
+    """The model itself, in whose table the tokens of these languages, where they were zero, are now as large as others and unlike each
+    other. What it translates into already keeps the token that it has learnt with."""
+    table = model.backbone.embed_tokens.weight.data
+    size = float(table.norm(dim=1).median())
+    for token in (text.TRANSLATE[code] for code in languages if code not in model.config.targets):
+        if not bool(table[token].any()):
+            row = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(token))
+            table[token] = (row * size / row.norm()).to(table.dtype)
+    return model
+
+
 def take_layers(model: Model, given: Model) -> Model:
-    """The model with the layers of TRANSLATION of another one, which must have its table and its last norm: so what a model learnt to
-    translate outlives a run of its hearing. Raises ConfigError."""
+    """The model with the layers of TRANSLATION of another one, which must have its table and its last norm, and with its tokens of
+    languages: so what a model learnt to translate outlives a run of its hearing. Raises ConfigError."""
     theirs = [layer for layer in cast("list[Layer]", list(given.backbone.layers)) if layer.role == TRANSLATION]
     if not theirs:
         raise ConfigError("the model that translations are to be taken from has no layers that translate")
@@ -207,14 +220,16 @@ def take_layers(model: Model, given: Model) -> Model:
     new = with_layers(model, len(theirs))
     for layer, old in zip(cast("list[Layer]", list(new.backbone.layers))[-len(theirs) :], theirs, strict=True):
         layer.load_state_dict(old.state_dict())
+    marks = list(text.TRANSLATE.values())
+    new.backbone.embed_tokens.weight.data[marks] = given.backbone.embed_tokens.weight.data[marks]
     return new
 
 
 def _looked_at(model: Model) -> Tensor:
-    """All of a model that its layers of TRANSLATION read and write: the rows of the table, but for marks that are heard, times the gains
-    of the last norm."""
+    """All of a model that its layers of TRANSLATION read and write, but for the tokens of languages: the rows of the table, without
+    marks that are heard, times the gains of the last norm."""
     table = model.backbone.embed_tokens.weight.float() * model.backbone.norm.weight.float()
-    return table[[token for token in range(len(table)) if token not in AROUND]]
+    return table[[token for token in range(len(table)) if token not in (*AROUND, *text.TRANSLATE.values())]]
 
 
 def translations_of(options: TranslatingOptions) -> tuple[dict[str, list[tuple[str, str]]], dict[str, list[tuple[str, str]]]]:
@@ -223,6 +238,11 @@ def translations_of(options: TranslatingOptions) -> tuple[dict[str, list[tuple[s
     rows = [] if options.manifest is None else transcripts(user_path(options.manifest))
     banned = [words for split, words in rows if split.startswith("dev") and words]
     return Translations(files, banned).pairs, {code: read_held_out(path) for code, path in files.items()}
+
+
+def _begun(options: TranslatingOptions) -> Model:
+    """What a run begins with."""
+    return with_marks(with_layers(load_model(user_path(options.start_from)), options.layers), options.translations)
 
 
 def build_trainer(options: TranslatingOptions) -> TranslatingTrainer:
@@ -234,9 +254,9 @@ def build_trainer(options: TranslatingOptions) -> TranslatingTrainer:
     torch.set_flush_denormal(True)
     tokenizer = read_tokenizer(start)
     kept, held = translations_of(options)
-    translator = Translator(with_layers(load_model(start), options.layers))
+    translator = Translator(_begun(options))
     batches = PairBatches(kept, tokenizer, options.batches, pace.seed)
-    measured = PairBatches(held, tokenizer, options.batches, pace.seed, plainly=True, also=batches.used)
+    measured = PairBatches(held, tokenizer, options.batches, pace.seed, plainly=True)
     trainer = TranslatingTrainer(translator, batches, measured, run, pace)
     trainer.resume()
     return trainer
@@ -247,7 +267,7 @@ def write(options: TranslatingOptions, out: Path, *, averaged: bool = True) -> N
     run, start = user_path(options.folder), user_path(options.start_from)
     if not (run / "checkpoint.pt").exists():
         raise ConfigError(f"{run} is no folder of a run that has been saved: it holds no checkpoint.pt")
-    model = with_layers(load_model(start), options.layers)
+    model = _begun(options)
     weights = torch.load(run / "checkpoint.pt", weights_only=True, mmap=True)["averaged" if averaged else "student"]
     Translator(model).load_state_dict(weights)
     known = set(model.config.targets) | set(options.translations)
