@@ -394,12 +394,17 @@ def test_the_mean_of_a_run_and_what_it_began_from(tmp_path: Path, tokenizer: tok
     for name in kept:
         if name != "adapt.bias":  # of so small a decoder many say the same, and which is found hangs on rounding: what it says is compared
             assert torch.allclose(mixed[name], first[name] + 0.25, atol=1e-5), name
+    mean_of_two.mean(options, 0.5, tmp_path / "three", [(tmp_path / "mean", 0.2)])
+    three = load_listener(tmp_path / "three").state_dict()
+    assert all(torch.allclose(three[name], first[name] + 0.5 + 0.2 * 0.25, atol=1e-5) for name in kept if name != "adapt.bias")
     mean_of_two.mean(options, 0.0, tmp_path / "begun")
     found, wanted = (said_to(trainer.dictations[0], one) for one in (load_listener(tmp_path / "begun"), listener))
     assert float((found - wanted).abs().max()) < 0.02 * float(wanted.std())
     save_model(tmp_path / "model", join(load_listener(tmp_path / "mean")), tmp_path / "mean")
     with pytest.raises(ConfigError, match="--share is 1.5, expected a number from 0 to 1"):
         mean_of_two.mean(options, 1.5, tmp_path / "mean")
+    with pytest.raises(ConfigError, match="the shares 0.8, 0.3 are 1.1 together, expected 1 at most"):
+        mean_of_two.mean(options, 0.8, tmp_path / "four", [(tmp_path / "three", 0.3)])
     with pytest.raises(ConfigError, match="was not made by listening"):
         mean_of_two.mean(replace(options, start_from=str(model_folder(tmp_path / "other"))), 0.5, tmp_path / "mean")
     with pytest.raises(ConfigError, match="is the run's own folder"):
