@@ -2,43 +2,42 @@
 
     python -m dragoman.model.training.grow MODEL_FOLDER NEW_FOLDER --before 2 4
 
-Layers are put in before the given ones (counted from 0 as they were): copies of the nearest ones below with sliding attention, in their
-order, or of the first ones where there are none below (depth up-scaling, Kim et al., arXiv 2312.15166). What a copy adds is scaled down to
-``SMALL`` of what the layer adds, so that the layers above hear something like what they heard before; at exactly 0 ("LLaMA Pro", Wu et al.,
-arXiv 2401.02415) nothing but that scale would learn at first. New matrices instead of copies stayed idle for 94 h (docs/training.md).
+Layers are put in before the given ones (counted from 0 as they were), where layers have roles among those that hear: copies of the nearest
+ones below with sliding attention, in their order, or of the first ones where there are none below (depth up-scaling, Kim et al.,
+arXiv 2312.15166). What a copy adds is scaled down to ``SMALL`` of what the layer adds, so that the layers above hear something like what
+they heard before; at exactly 0 ("LLaMA Pro", Wu et al., arXiv 2401.02415) nothing but that scale would learn at first. New matrices instead
+of copies stayed idle for 94 h (docs/training.md).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ..cache import SLIDING
-from ..checkpoint import Model, build_model, load_model, save_checkpoint
-from ..config import BackboneConfig
+from ..checkpoint import Model, build_model, load_model
+from ..config import AUDIO, BackboneConfig
 from ..errors import ConfigError
-from .package import text_section
+from .package import Taught, delay_of, save_model
 
 SMALL = 0.5
 
 
 def grow(model: Model, before: Sequence[int]) -> Model:
-    """The model with one new sliding layer before each layer of ``before``. Raises ConfigError for a layer that it does not have."""
+    """The model with one new sliding layer before each layer of ``before``. Raises ConfigError for a layer that it does not have, or that
+    does not hear."""
     old = model.config.backbone
+    most = old.layer_roles.count(AUDIO) or old.num_layers
     for place in before:
-        if not 0 <= place <= old.num_layers:
-            raise ConfigError(f"a layer is wanted before layer {place}, expected 0 to {old.num_layers}")
+        if not 0 <= place <= most:
+            raise ConfigError(f"a layer is wanted before layer {place}, expected 0 to {most}")
     origins: list[tuple[int, float]] = []  # of each layer, which one it was or is a copy of, and the share of what that one adds
     for i in range(old.num_layers + 1):
         origins += [(copied, SMALL) for copied in _copied(old, i, list(before).count(i))] + ([(i, 1.0)] if i < old.num_layers else [])
-    kinds = tuple(old.layer_types[i] for i, _ in origins)
-    grown = build_model(replace(model.config, backbone=replace(old, layer_types=kinds)), device="cpu")
+    kinds, roles = (tuple(given[i] for i, _ in origins) if given else () for given in (old.layer_types, old.layer_roles))
+    grown = build_model(replace(model.config, backbone=replace(old, layer_types=kinds, layer_roles=roles)), device="cpu")
     grown.projector.load_state_dict(model.projector.state_dict())
     state, given = grown.backbone.state_dict(), model.backbone.state_dict()
     layers = {f"layers.{i}.": origin for i, origin in enumerate(origins)}
@@ -47,6 +46,8 @@ def grow(model: Model, before: Sequence[int]) -> Model:
         origin, share = layers.get(place, (0, 1.0))
         value.copy_(given[f"layers.{origin}.{name.removeprefix(place)}" if place else name])
         value.mul_(share if "post_" in name else 1.0)
+        if share != 1.0 and name.endswith("layer_scalar"):
+            value.fill_(1.0)  # what came through the layer below is not scaled again
     return grown
 
 
@@ -66,13 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--before", type=int, nargs="+", required=True, metavar="LAYER", help="a new layer before each of these")
     given = parser.parse_args(arguments)
-    grown = grow(load_model(given.model), given.before)
-    given.out.mkdir(parents=True, exist_ok=True)
-    raw = json.loads((given.model / "config.json").read_text())
-    config = raw | {"text_config": text_section(grown.config.backbone)}
-    (given.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copyfile(given.model / "tokenizer.json", given.out / "tokenizer.json")
-    save_checkpoint(given.out, grown.backbone, grown.projector, dtype=torch.float16).chmod(0o644)
+    model = load_model(given.model)
+    save_model(given.out, grow(model, given.before), given.model, Taught(delay_of(model.config), model.config.targets))
 
 
 if __name__ == "__main__":
