@@ -91,6 +91,16 @@ def test_a_translated_row_is_what_a_session_asks_for(tmp_path: Path, tokenizer: 
     assert several
 
 
+def test_french_marks_are_always_set_in_the_same_way(tmp_path: Path) -> None:
+    """What other languages write stays as it is."""
+    said = "« Oui » : qui\u202f? Moi\u2009! À 10:30, «\u00a0non »; vas-y !"
+    path = write_pairs(tmp_path / "pairs.tsv", [("Yes.", said)])
+    wanted = "«\u00a0Oui\u00a0»\u00a0: qui\u00a0? Moi\u00a0! À 10:30, «\u00a0non\u00a0»; vas-y\u00a0!"
+    found = Translations({"fr": path, "es": path}).pairs
+    assert [pair for pair in found["fr"] if pair[0] == "Yes."] == [("Yes.", wanted)] != found["es"]
+    assert [pair for pair in found["es"] if pair[0] == "Yes."] == [("Yes.", said)]
+
+
 def test_rows_of_pairs_ask_only_for_the_translation(tmp_path: Path, tokenizer: tokenizers.Tokenizer, german: Path) -> None:
     batch = batches_of(tmp_path, tokenizer, Translations({"de": german}), pairs=1.0)[2]
     assert batch.audio_seconds == 0 and not batch.frames.any()

@@ -44,7 +44,7 @@ from .rows import IGNORE
 from .sentences import transcripts
 from .student import Student, attended
 from .trainer import Trainer, shared_options
-from .translations import Translations, read_held_out
+from .translations import Translations, read_held_out, typeset
 
 _ROUNDED = 0.01  # of its largest value: by so much a table of 8 bits may differ from what it was made of
 _HELD_BATCHES = 8  # of held-out pairs, that are looked at while the run goes on
@@ -237,7 +237,8 @@ def translations_of(options: TranslatingOptions) -> tuple[dict[str, list[tuple[s
     files = {code: user_path(options.text) / name for code, name in options.translations.items()}
     rows = [] if options.manifest is None else transcripts(user_path(options.manifest))
     banned = [words for split, words in rows if split.startswith("dev") and words]
-    return Translations(files, banned).pairs, {code: read_held_out(path) for code, path in files.items()}
+    held = {code: [(english, typeset(code, other)) for english, other in read_held_out(path)] for code, path in files.items()}
+    return Translations(files, banned).pairs, held
 
 
 def _begun(options: TranslatingOptions) -> Model:

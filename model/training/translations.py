@@ -6,6 +6,7 @@ A pair file is ``English TAB other`` lines, perhaps ``.xz``. The last 1,000 pair
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,14 @@ from .sentences import plain, split_pairs
 from .text import TRANSLATE
 
 Pair = tuple[str, str]  # English, other
+
+# French sets a space that does not break before these marks, and inside its quotation marks. Files have four kinds of it, or a plain one.
+_FRENCH_SPACES = re.compile(r"[ \u00a0\u202f\u2009]+(?=[?!:;»])|(?<=«)[ \u00a0\u202f\u2009]+")
+
+
+def typeset(language: str, sentence: str) -> str:
+    """A sentence as it is to be written: the same mark always in the same way, which is one thing less to learn."""
+    return _FRENCH_SPACES.sub("\u00a0", sentence) if language == "fr" else sentence
 
 
 def read_held_out(path: Path) -> list[Pair]:
@@ -34,7 +43,10 @@ class Translations:
         parts = {language: split_pairs(path) for language, path in files.items()}
         out = {plain(sentence) for sentence in banned}
         out |= {plain(english) for _, held in parts.values() for english, _ in held}
-        self.pairs = {language: [pair for pair in kept if plain(pair[0]) not in out] for language, (kept, _) in parts.items()}
+        self.pairs = {
+            language: [(english, typeset(language, other)) for english, other in kept if plain(english) not in out]
+            for language, (kept, _) in parts.items()
+        }
         empty = [language for language, pairs in self.pairs.items() if not pairs]
         if empty:
             raise ConfigError(f"translations: no pair is left to learn from for {', '.join(empty)}; {len(out)} sentences are held out")
