@@ -154,8 +154,9 @@ class SpecialIds:
     @property
     def suppressed(self) -> tuple[int, ...]:
         """Ids whose output logits are not text: the tied rows of the ends of audio and images hold projections (spec 1.4), and the small
-        model's rows of what begins a prompt hold what its hearing layers look for there."""
-        return (self.image, self.audio, self.video, self.end_of_image, self.end_of_audio, self.bos, self.begin_of_audio)
+        model's rows of what begins a prompt hold what its hearing layers look for there. Behind a language's token all is translation."""
+        ends = self.end_of_image, self.end_of_audio
+        return (self.image, self.audio, self.video, *ends, self.bos, self.begin_of_audio, *self.languages)
 
 
 @dataclass(frozen=True, slots=True)

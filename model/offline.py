@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .backend import Floats
@@ -9,7 +11,7 @@ from .config import SAMPLE_RATE
 from .decoder import Hypothesis, hypothesis
 from .errors import TaskError
 from .load import Loaded
-from .loops import MOST_AFTER_LOOP, find_loop
+from .loops import MOST_AFTER_LOOP, find_loop, translation_without_loop
 from .prompt import Task
 from .work import Append, Job, Listen
 
@@ -66,7 +68,10 @@ def translate_job(loaded: Loaded, target: str, *, samples: Floats | None = None,
     found: list[Hypothesis] = []
     for said in prompts.to_translate(words):
         tail = prompts.translate(task, target, said)
-        found.append((yield from hypothesis(cache, tail, (), (), stop=prompts.stop, limit_tokens=16 + 4 * len(said), max_draft=0)))
+        limit = prompts.translation_tokens(said)
+        part = yield from hypothesis(cache, tail, (), (), stop=prompts.stop, limit_tokens=limit, max_draft=0)
+        kept = translation_without_loop(said, part.ids)
+        found.append(replace(part, ids=part.ids[:kept], logprobs=part.logprobs[:kept]))
     return Hypothesis(
         ids=tuple(token for part in found for token in part.ids),
         logprobs=tuple(value for part in found for value in part.logprobs),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..model.config import SpecialIds
-from ..model.loops import MOST_AFTER_LOOP, find_loop
+from ..model.loops import MOST_AFTER_LOOP, find_loop, translation_without_loop
 from ..model.tokenizer import Tokenizer
 from .answers import Doubt, doubt, echoes
 
@@ -87,6 +87,15 @@ class Guards:
             return kept, False
         self.counts.loops += 1
         return max(0, cut - len(committed)), True
+
+    def keep_translation(self, said: Sequence[int], ids: Sequence[int], *, stopped: bool) -> int:
+        """How many ids of a translation of ``said`` are text to be trusted."""
+        kept = next((place for place, token in enumerate(ids) if token in self._special), len(ids))
+        cut = translation_without_loop(said, ids[:kept])
+        self.counts.special += kept < len(ids)
+        self.counts.capped += kept == len(ids) and not stopped
+        self.counts.loops += cut < kept
+        return cut
 
     def doubt(self, text: str, audio_s: float, carried: str = "") -> Doubt | None:
         """Why a segment's whole text may be an answer to its audio, or the ``carried`` text of its prompt; None: it may have been said."""

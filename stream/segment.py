@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,15 @@ from .transcript import Transcript
 _FAINT_RMS = 1e-3  # -60 dBFS: a quiet room
 _SMOOTHED_FRAMES = 3
 _FORMATTED_TOKENS = 2  # for one of the transcript
-_TRANSLATION_TOKENS = 4  # for one of the transcript: enough for a language that the vocabulary knows badly
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A part of a transcript, and how it was translated."""
+
+    said: list[int]
+    ids: tuple[int, ...]
+    text: str
 
 
 class Segment:
@@ -55,7 +63,7 @@ class Segment:
         self._reopen, self._is_firm, self._insisted = reopen, False, False
         self._carried = carried
         self._frames: list[Floats] = []  # [n, frame_samples] each; kept as long as they may have to be heard again
-        self._translated: dict[str, list[tuple[list[int], tuple[int, ...]]]] = {}  # for each target the parts, and how they were translated
+        self._translated: dict[str, list[Translated]] = {}  # the parts, for each target
         self._prompts, self._task, self._guards, self._stats = prompts, task, guards, stats
         self._drafting, self._max_draft, self._patience_ms = drafting, max_draft, patience_ms
 
@@ -154,26 +162,30 @@ class Segment:
 
     def translate(self, target: str) -> Job[str]:
         """A further turn of the same fork: the words committed so far into ``target``. Raises TaskError."""
-        known, made = self._translated.get(target, []), list[tuple[list[int], tuple[int, ...]]]()
+        known, made = self._translated.get(target, []), list[Translated]()
         for place, said in enumerate(self._prompts.to_translate(self.transcript.committed_ids)):
-            before, ids = known[place] if place < len(known) else (None, ())
-            if said != before or not self._prompts.by_sentence:  # with what was heard since, the same words may be translated otherwise
-                asked = self._prompts.translate(self._task, target, said)
-                ids = yield from self._further("translation", asked, ids, _TRANSLATION_TOKENS * len(said))
-            made.append((said, ids))
+            part = known[place] if place < len(known) else None
+            if part is None or said != part.said or not self._prompts.by_sentence:  # what was heard since may change a translation
+                part = yield from self._translate_part(target, said, () if part is None else part.ids)
+            made.append(part)
         self._translated[target] = made
-        return " ".join(self.transcript.decode(ids).strip() for _, ids in made).strip()
+        return " ".join(part.text for part in made if part.text)
+
+    def _translate_part(self, target: str, said: list[int], old: Sequence[int]) -> Job[Translated]:
+        asked = self._prompts.translate(self._task, target, said)
+        found = yield from self._fork("translation", asked, (), old, self._prompts.translation_tokens(said))
+        kept = self._guards.keep_translation(said, found.ids, stopped=found.stopped)
+        text = self.transcript.decode(found.ids[:kept]).rstrip("\ufffd").strip()  # a cut may go through a character
+        if text and kept == len(found.ids) and not found.stopped:
+            text = f"{text.rsplit(' ', 1)[0]}…"  # half a word would look like a whole one
+        return Translated(said, found.ids[:kept], text)
 
     def formatted(self) -> Job[str]:
         """A further turn as well: the committed transcript in the task's style. Raises TaskError."""
         asked = self._prompts.formatted(self._task, self.transcript.committed_ids)
-        ids = yield from self._further("formatted", asked, (), _FORMATTED_TOKENS * len(self.transcript.committed_ids))
-        return self.transcript.decode(ids).strip()
-
-    def _further(self, turn: Turn, asked: Sequence[int], old: Sequence[int], limit_tokens: int) -> Job[tuple[int, ...]]:
-        found = yield from self._fork(turn, asked, (), old, limit_tokens + 16)
+        found = yield from self._fork("formatted", asked, (), (), 16 + _FORMATTED_TOKENS * len(self.transcript.committed_ids))
         kept, _ = self._guards.keep((), found.ids, stopped=found.stopped)
-        return found.ids[:kept]
+        return self.transcript.decode(found.ids[:kept]).strip()
 
     def _fork(self, turn: Turn, tail: Sequence[int], committed: Sequence[int], old: Sequence[int], limit_tokens: int) -> Job[Hypothesis]:
         """``old``: what was last said in this turn, a draft unless drafts of this kind do not pay. ``limit_tokens`` holds as far as the

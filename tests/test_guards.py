@@ -53,6 +53,20 @@ def test_who_goes_on_after_a_repetition_was_not_stuck(copies: int) -> None:
     assert guards.keep((), [*said, 9, 10, 11], stopped=False) == (4, True)
 
 
+def test_a_translation_that_says_a_clause_twice_is_cut_after_the_first() -> None:
+    """However long the clause, and in the middle too; unless that is what was said."""
+    guard, clause = guards(), list(range(10, 40))
+    assert guard.keep_translation([1, 2, 3], [7, *clause, *clause[:30], 8], stopped=True) == 31
+    assert guard.keep_translation([1, 2, 3], [7, *clause[:6], *clause[:6], *range(50, 70)], stopped=True) == 7
+    assert guard.counts.loops == 2
+    twice = [1, 2, 3, 4, 1, 2, 3, 4]
+    assert guard.keep_translation(twice, [*clause, *clause], stopped=True) == 60
+    assert guard.keep_translation(twice, clause[:8] * 3, stopped=True) == 8
+    assert guard.keep_translation([1, 2, 3], [5, 6, 5, 6, 5, 6], stopped=True) == 6, "no, no, no"
+    assert guard.keep_translation([1, 2], [5, 99, 6], stopped=True) == 1 and guard.keep_translation([1, 2], [5, 6], stopped=False) == 2
+    assert (guard.counts.loops, guard.counts.special, guard.counts.capped) == (3, 1, 1)
+
+
 def test_keep_counts_what_it_cuts() -> None:
     guard = guards()
     assert guard.keep([], [1, 2, 3], stopped=True) == (3, False)

@@ -34,10 +34,16 @@ def test_the_small_format_is_one_task_token() -> None:
 
 def test_layers_of_translation_are_asked_by_the_language_alone() -> None:
     config = scripted_config()
-    german = scripted_tokenizer().id_of("<|de|>")
-    assert german is not None
-    prompts = Prompts(replace(config, special=replace(config.special, languages=(german,))), scripted_tokenizer())
-    assert names(prompts.translate(Task(), "de", [20])) == ["<|de|>", NAMES.name_of(20), "<eos>"]
+    tokens = [scripted_tokenizer().id_of(f"<|{code}|>") for code in config.targets]
+    known = tuple(token for token in tokens if token is not None)
+    assert len(known) == len(tokens) == 3
+
+    def prompts_with(languages: tuple[int, ...]) -> Prompts:
+        return Prompts(replace(config, special=replace(config.special, languages=languages)), scripted_tokenizer())
+
+    assert names(prompts_with(known).translate(Task(), "de", [20])) == ["<|de|>", NAMES.name_of(20), "<eos>"]
+    with pytest.raises(ConfigError, match="language_ids lacks the tokens of fr, into which"):
+        prompts_with(tuple(token for token in known if token != scripted_tokenizer().id_of("<|fr|>")))
 
 
 def test_the_large_format_is_the_documented_one() -> None:

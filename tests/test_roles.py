@@ -294,6 +294,20 @@ def test_a_translation_leaves_the_transcript_as_it_is(tmp_path: Path) -> None:
         assert 0 in plain.stores["translation"].keys.shape and 0 not in cache.stores["translation"].keys.shape
 
 
+def test_no_transcript_turns_into_a_translation(tmp_path: Path) -> None:
+    """Behind the token of a language all would be of that side; however loud its row, it is never said, by neither runtime."""
+    model_folder(tmp_path / "new", TRANSLATING)
+    model = load_model(tmp_path / "new")
+    languages = list(model.config.special.languages)
+    with torch.no_grad():
+        model.backbone.embed_tokens.weight[languages] *= 100
+    save_checkpoint(tmp_path / "new", model.backbone, model.projector)
+    export(tmp_path / "new", tmp_path / "new", precision="fp32")
+    for backend in (TorchBackend(model), OnnxBackend(tmp_path / "new" / "onnx", model.config)):
+        (step,) = backend.step([(backend.new_cache(), np.arange(20, 90))])
+        assert languages and not set(step.ids.tolist()) & set(languages)
+
+
 @pytest.mark.parametrize(
     ("roles", "message"),
     [

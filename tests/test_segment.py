@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from dragoman.model.cache import Ring
@@ -82,6 +84,32 @@ def test_a_flood_is_as_long_as_the_cache_can_take_back() -> None:
     segment.transcript.flush()
     assert run(backend, segment.translate("de")) == "" and counts.capped == 2, "no room at all"  # type: ignore[arg-type]
     assert segment.cache.length == length
+
+
+def test_a_translation_without_an_end_is_told_to_have_none() -> None:
+    """Up to its last whole word, and with an ellipsis."""
+    backend = ScriptedBackend(ring=Ring(window=64, capacity=64 + 50 - 1))
+    segment = make(backend, "the quick brown fox jumps over a lazy dog.")
+    run(backend, segment.listen())  # type: ignore[arg-type]
+    run(backend, segment.guess(audio_s=4.0, heard_ms=3600, word_is_over=False))  # type: ignore[arg-type]
+    segment.transcript.flush()
+    whole = run(backend, segment.translate("de"))  # type: ignore[arg-type]
+    segment._prompts = Short(backend.prompts)  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage]
+    cut = run(backend, segment.translate("de"))  # type: ignore[arg-type]
+    assert cut.endswith("…") and 3 <= len(cut.split()) < len(whole.split()) and whole.startswith(f"{cut[:-1]} ")
+
+
+class Short:
+    """Prompts that give a translation few tokens."""
+
+    def __init__(self, prompts: Any) -> None:
+        self._prompts = prompts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prompts, name)
+
+    def translation_tokens(self, said: Any) -> int:
+        return 16
 
 
 def test_frames_that_could_not_be_heard_go_on_waiting() -> None:

@@ -33,10 +33,31 @@ def test_a_sentence_ends_at_its_mark(tokenizer: Tokenizer, parts: list[str]) -> 
     assert [tokenizer.decode(part).strip() for part in sentences(tokenizer, ids)] == parts
 
 
+LONG = (
+    "we went down to the river early in the morning, and there we saw that nobody had been at the old mill for many years "
+    "but somebody had left a lamp behind"
+)
+
+
+def test_a_very_long_one_is_cut_where_it_pauses(tokenizer: Tokenizer) -> None:
+    """And there it stays cut when more of it is heard."""
+    parts = sentences(tokenizer, tokenizer.encode(LONG))
+    said = [tokenizer.decode(part).strip() for part in parts]
+    assert said[0] == "we went down to the river early in the morning," and said[1].startswith("and there") and len(said) == 2
+    assert sentences(tokenizer, tokenizer.encode(f"{LONG} the door of it. He came in"))[0] == parts[0]
+    unpaused = [tokenizer.decode(part).strip() for part in sentences(tokenizer, tokenizer.encode("red wine " * 40))]
+    assert " ".join(unpaused) == "red wine " * 39 + "red wine" and 2 < len(unpaused) < 10
+
+
 LOADED = load(threads=1).tokenizer
 
 
-@given(st.lists(st.sampled_from(["Tom", "stop.", "Mr.", "why?", "a", "3.5", "ü.", "no!", "...", "'s"]), max_size=12).map(" ".join))
+@given(
+    st.lists(st.sampled_from(["Tom", "and", "you,", "stop.", "Mr.", "why?", "a", "3.5", "ü.", "no!", "...", "'s"]), max_size=90).map(
+        " ".join
+    )
+)
 def test_nothing_is_lost(text: str) -> None:
     ids = LOADED.encode(text)
-    assert list(chain.from_iterable(sentences(LOADED, ids))) == ids
+    parts = sentences(LOADED, ids)
+    assert list(chain.from_iterable(parts)) == ids and all(len(part) <= 32 for part in parts)
