@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ LINE_CHARACTERS = 42
 LINES = 2
 LONGEST_MS = 6000
 SHORTEST_MS = 1000
+_BREAKS = re.compile(r"[^\S\u00a0\u2007\u202f]+")  # white space where a line may end
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
 
 
@@ -36,7 +38,7 @@ def cut_bilingual(words: Sequence[Word], translations: Sequence[str], *, with_so
     ``with_source``: else only the translations are shown, at the same times.
     """
     cues: list[Cue] = []
-    for group, shares in _shared(_groups(words), [text.split() for text in translations]):
+    for group, shares in _shared(_groups(words), [_pieces(text) for text in translations]):
         for part, pieces in _halved(group, shares):
             texts = [_text(part)] if with_source else []
             lines = [line for text in [*texts, *(" ".join(share) for share in pieces)] for line in _wrap(text)]
@@ -47,7 +49,7 @@ def cut_bilingual(words: Sequence[Word], translations: Sequence[str], *, with_so
 
 def spread(text: str, start_ms: int, end_ms: int) -> list[Word]:
     """A text without word times (a translation) → words that share its time by their length."""
-    pieces = text.split()
+    pieces = _pieces(text)
     total, before, words = sum(len(piece) + 1 for piece in pieces), 0, list[Word]()
     for piece in pieces:
         after = before + len(piece) + 1
@@ -94,6 +96,18 @@ def stamp(at_ms: int, point: str) -> str:
     """Milliseconds → hh:mm:ss,mmm with ``point`` before the milliseconds."""
     seconds, ms = divmod(at_ms, 1000)
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{point}{ms:03d}"
+
+
+def _pieces(text: str) -> list[str]:
+    """What must not be parted by the end of a line: words, and marks that stand apart (French ? ! : ; »), which go with the word before
+    them, or behind them («)."""
+    pieces: list[str] = []
+    for piece in filter(None, _BREAKS.split(text)):
+        if pieces and (pieces[-1].endswith("«") or not (piece.endswith("«") or any(mark.isalnum() for mark in piece))):
+            pieces[-1] += f"\u00a0{piece}"
+        else:
+            pieces.append(piece)
+    return pieces
 
 
 _Group = list[Word]

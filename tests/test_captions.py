@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from dragoman.stream.captions import (
     LINE_CHARACTERS,
     LINES,
@@ -121,3 +122,14 @@ def test_a_full_stop_that_was_committed_later_is_no_cue_of_its_own() -> None:
     words = [Word("We climbed", 0, 3000, 0), Word(" the stairs", 3000, 5900, 0), Word(".", 5900, 6100, 0), Word(" Then", 6100, 6500, 0)]
     lines = [" ".join(cue.lines) for cue in cut_cues(words)]
     assert " ".join(lines) == "We climbed the stairs. Then" and "." not in lines
+
+
+@pytest.mark.parametrize("space", [" ", "\u00a0", "\u202f"])
+def test_a_mark_that_stands_apart_begins_no_line(space: str) -> None:
+    """As French sets them, whatever kind of space it is."""
+    text = f"Penses-tu vraiment qu'il viendrait demain{space}? «{space}Oui{space}»{space}!"
+    words = [Word(" yes", 0, 900, 0.0), Word(" he", 900, 1500, 0.0), Word(" will.", 1500, 4000, 0.0)]
+    for cues in (cut_cues(spread(text, 0, 4000)), cut_bilingual(words, [text], with_source=False)):
+        lines = [line for cue in cues for line in cue.lines]
+        assert len(lines) >= 2 and not any(line.startswith(("?", "!", "»")) or line.endswith("«") for line in lines), lines
+        assert "".join("".join(lines).split()) == "".join(text.split())

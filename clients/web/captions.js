@@ -16,7 +16,7 @@ const LETTER = /[\p{L}\p{N}]/u;
 // What Python's str.strip() and str.split() take for white space; JavaScript's \s is a slightly different set.
 const SPACE = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
 const OUTER_SPACE = new RegExp(`^[${SPACE}]+|[${SPACE}]+$`, "gu");
-const INNER_SPACE = new RegExp(`[${SPACE}]+`, "u");
+const BREAKS = new RegExp(`(?:(?![\\xa0\\u2007\\u202f])[${SPACE}])+`, "u"); // where a line may end
 
 /** @param {string} text */
 export const strip = (text) => text.replace(OUTER_SPACE, "");
@@ -104,13 +104,26 @@ function splitLong(cue) {
   }));
 }
 
+/** Words, with marks that stand apart (French ? ! : ; » and «): what no line end may part. @param {string} text */
+function piecesOf(text) {
+  /** @type {string[]} */
+  const pieces = [];
+  for (const piece of text.split(BREAKS).filter(Boolean)) {
+    const last = pieces.at(-1);
+    if (last !== undefined && (last.endsWith("«") || !(piece.endsWith("«") || LETTER.test(piece)))) {
+      pieces[pieces.length - 1] = `${last}\u00a0${piece}`;
+    } else pieces.push(piece);
+  }
+  return pieces;
+}
+
 /**
  * A text without word times (a translation) → words that share its time by their length.
  * @param {string} text @param {number} start_ms @param {number} end_ms
  * @returns {Word[]}
  */
 export function spread(text, start_ms, end_ms) {
-  const pieces = text.split(INNER_SPACE).filter(Boolean);
+  const pieces = piecesOf(text);
   const total = pieces.reduce((sum, piece) => sum + size(piece) + 1, 0);
   let before = 0;
   return pieces.map((piece) => {
