@@ -87,7 +87,8 @@ async def _talk(wanted: Wanted, feed: _Feed, form: Form) -> None:
     if wanted.key and remote.is_in_the_clear:
         sys.stderr.write(f"the key crosses the network in the clear to {remote.url}; expected wss:// or https://\n")
     async with remote:
-        renderer = make_renderer(form, sys.stdout, parse_options({"session": {"targets": wanted.targets or []}}))
+        assert remote.ready is not None, "the server has answered"
+        renderer = make_renderer(form, sys.stdout, parse_options({"session": {"targets": list(remote.ready.targets)}}))
         loop = asyncio.get_running_loop()
 
         def stop() -> None:

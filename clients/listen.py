@@ -65,6 +65,7 @@ def _caption(microphone: Microphone, session: Session, renderer: Renderer, clock
         level = gauge.update(schedule.behind_ms(microphone.received_ms, session.clocks.received_ms, now_s), now_s)
         session.economy = LEVELS[min(level, REFUSING - 1)]
 
+    session.tell = lambda events: _show(events, microphone, renderer)  # a caption does not wait for its translations
     for heard in microphone.blocks():
         measure()  # the schedule must know since when audio waits: what arrives during the work has waited for it
         events = session.drop(heard.lost_samples) if heard.lost_samples else []

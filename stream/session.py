@@ -88,6 +88,9 @@ class Session:
         self._cut_frames = round(_CUT_MS / self._frame_ms)
         self._delay_frames = round(loaded.backend.spec.config.hearing_delay_ms / self._frame_ms)
         self._clock = clock
+        self.tell: Callable[[list[Event]], None] | None = (
+            None  # gets what ``push`` and ``finish`` would return while they are still at work
+        )
         # Parts, one of each for this stream
         config = loaded.backend.spec.config
         self._pcm, self._framer = PcmReader(sample_rate, channels, encoding), Framer(self._frame_samples)
@@ -202,6 +205,8 @@ class Session:
             self.stats.compute_s += self._clock() - began_s
 
     def _perform(self, backend: Backend, works: Sequence[Work]) -> list[Any]:
+        if self.tell is not None and self._events:
+            self.tell(self.take_events())
         began_s = self._clock()
         results = perform(backend, works)
         self.drafting.measured(works[0], self._clock() - began_s)  # a session alone has one work at a time

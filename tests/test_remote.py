@@ -380,6 +380,20 @@ def test_connect_shows_what_transcribe_would(tmp_path: Path, capsys: pytest.Capt
     assert err == "dragoman: this model does not translate into 'xx'; it knows de, es, fr\n"
 
 
+def test_connect_captions_what_the_server_is_configured_to_translate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dragoman.clients.cli import main
+
+    soundfile.write(tmp_path / "talk.wav", speech(TEXT, silence_s=1.0), 16_000)
+
+    async def test() -> int:
+        async with serving(make_engine(targets=["de"])) as live:
+            return await asyncio.to_thread(main, ["connect", live.http, str(tmp_path / "talk.wav"), "--srt"])
+
+    assert run(test()) == 0
+    out = capsys.readouterr().out
+    assert "00:00:00," in out and "dethe dequick" in out
+
+
 class FakeMicrophone:
     """Stands in for a microphone; what it records, ``blocks``, is the subclass's."""
 

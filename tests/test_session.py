@@ -15,7 +15,7 @@ from dragoman.model.errors import AudioFormatError, BackendError, DragomanError,
 from dragoman.model.prompt import Prompts, Task
 from dragoman.model.work import run_together
 from dragoman.stream.config import SessionOptions
-from dragoman.stream.events import Committed, Dropped, Ended, Final, Partial, SpeechEnded, SpeechStarted, Translation
+from dragoman.stream.events import Committed, Dropped, Ended, Event, Final, Partial, SpeechEnded, SpeechStarted, Translation
 from dragoman.stream.opening import Openings
 from dragoman.stream.pcm import PcmReader
 from dragoman.stream.session import Session
@@ -677,3 +677,22 @@ def test_what_is_said_after_a_repetition_is_kept() -> None:
     events = transcribe(session(guards={"loop_tokens": 6}), speech(text, silence_s=1.0))
     check_promises(events)
     assert " ".join(finals(events)) == text
+
+
+def test_a_caption_is_told_before_it_is_translated() -> None:
+    """To whoever asks to be told at once; together that is what is returned otherwise."""
+    audio = speech("the quick brown fox", silence_s=1.0)
+    wanted, told, calls = transcribe(session(targets=["de", "fr"]), audio), list[Event](), list[list[Event]]()
+    stream = session(targets=["de", "fr"])
+
+    def tell(events: list[Event]) -> None:
+        calls.append(events)
+        told.extend(events)
+
+    stream.tell = tell
+    for piece in np.array_split(audio, 20):
+        told += stream.push(piece)
+    told += stream.finish()
+    assert told == wanted and sum(isinstance(event, Translation) for event in told) == 2
+    (final,) = [events for events in calls if any(isinstance(event, Final) for event in events)]
+    assert not any(isinstance(event, Translation) for event in final)

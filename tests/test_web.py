@@ -753,3 +753,35 @@ def test_a_key_in_the_address_is_taken_out_of_it(page: Page, locked: Service) ->
     assert page.driver.current_url == f"http://127.0.0.1:{locked.port}/"
     kept = page.driver.execute_script("return JSON.stringify([{...localStorage}, document.cookie])")
     assert KEY not in kept, "for this tab only"
+
+
+def test_many_languages_stand_below_each_other(page: Page, service: Service, clip: Path) -> None:
+    """Where four columns would have no room, and on the wall; two of them stay side by side."""
+    page.open(service.port)
+    page.driver.set_window_size(1000, 800)
+    page.ask_for("de", "fr", "es")
+    page.choose_file(clip)
+    page.until_state("Finished")
+    where = "return [...document.querySelectorAll('.segment:first-child p')].map((p) => Math.round(p.getBoundingClientRect().left))"
+    left = page.driver.execute_script(where)
+    assert len(left) == 4 and len(set(left)) == 1, left
+    widths = "return [...document.querySelectorAll('.segment:first-child p')].map((p) => p.getBoundingClientRect().width)"
+    assert min(page.driver.execute_script(widths)) > 700
+    page.press("#large")
+    assert len(set(page.driver.execute_script(where))) == 1
+    page.press("#leave")
+    page.driver.set_window_size(1600, 900)
+    assert len(set(page.driver.execute_script(where))) == 4
+
+
+def test_only_languages_that_were_chosen_are_remembered(page: Page, service: Service) -> None:
+    """Another setting does not: the server may be configured for others the next time."""
+    kept = "return JSON.parse(Object.values(localStorage)[0]).targets"
+    page.open(service.port)
+    page.press("#large")
+    page.driver.execute_script("document.getElementById('leave').click()")
+    page.press("summary")
+    page.press(".options #filter")
+    assert page.driver.execute_script(kept) is None
+    page.press("#targets input[value=fr]")
+    assert page.driver.execute_script(kept) == ["fr"]

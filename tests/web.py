@@ -177,7 +177,11 @@ def random_segments(seed: int, count: int) -> list[list[Word]]:
         words = list[Word]()
         for _ in range(dice.randrange(40)):
             size = dice.choice((1, 3, 5, 8, 12, 41, 42, 43, 90))
-            text = dice.choice(("", " ", " ", " ")) + "".join(dice.choices("abcé語😀-<&.?! «»\u00a0\u202f", k=size)) + dice.choice(("", "", ".", "。"))
+            text = (
+                dice.choice(("", " ", " ", " "))
+                + "".join(dice.choices("abcé語😀-<&.?! «»\u00a0\u202f", k=size))
+                + dice.choice(("", "", ".", "。"))
+            )
             start_ms = at_ms + dice.randrange(700)
             at_ms = start_ms + dice.randrange(900)
             words.append(Word(text, start_ms, at_ms, 0.0))

@@ -22,7 +22,11 @@ export class Settings {
     this.field("filter").checked = Boolean(this.kept.filter);
     const radio = page.querySelector(`[name="source"][value="${CSS.escape(this.kept.source ?? "")}"]`);
     if (radio instanceof HTMLInputElement) radio.checked = true;
-    page.getElementById("controls")?.addEventListener("change", () => this.changed());
+    page.getElementById("controls")?.addEventListener("change", ({ target }) => {
+      // Only who has chosen languages keeps them: others go on getting what the server is configured to give.
+      if (/** @type {Element} */ (target).closest("#targets")) this.kept = { ...this.kept, targets: this.targets };
+      this.changed();
+    });
     this.field("size").addEventListener("input", () => this.changed());
     this.button("theme", () => this.setTheme(this.dark ? "light" : "dark"));
     this.button("large", () => this.setLarge(true));
@@ -121,9 +125,8 @@ export class Settings {
     this.page.documentElement.style.setProperty("--scale", this.field("size").value);
     this.resized();
     const values = Object.fromEntries(REMEMBERED.map((id) => [id, this.field(id).value]));
-    const targets = this.offered ? this.targets : this.kept.targets;
     const language = this.offered ? values.language : this.kept.language;
-    this.write({ ...this.kept, ...values, language, targets, source: this.source, filter: this.filter });
+    this.write({ ...this.kept, ...values, language, source: this.source, filter: this.filter });
   }
 
   /** @param {string} theme "light", "dark" or "" for what the system says */

@@ -65,6 +65,7 @@ export class CaptionView {
     this.language = language;
     this.targets = targets;
     this.heads.parentElement?.style.setProperty("--columns", String(1 + targets.length));
+    this.heads.parentElement?.classList.toggle("crowded", targets.length > 2);
     this.heads.replaceChildren(...[language, ...targets].map((code) => element("span", {}, languageName(code))));
     this.heads.hidden = !targets.length;
   }
