@@ -14,7 +14,7 @@ examples:
   dragoman transcribe talk.flac --srt > talk.srt
   dragoman transcribe talks film.mp4 --vtt       a folder and a film: captions beside each file
   dragoman transcribe a.wav b.mp3 --json --out - one event a line, with word times
-  dragoman transcribe talk.flac --to de --srt    with a German translation below each caption
+  dragoman transcribe talk.flac --to de --srt    with a German translation below each caption (--to de,fr: both)
   dragoman listen                                live captions from the microphone; Ctrl-C ends
   dragoman serve                                 a page with live captions on http://localhost:8000, sockets below it
   dragoman connect localhost:8000 talk.flac      the same words from a server

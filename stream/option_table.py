@@ -16,7 +16,8 @@ Made from the code by `dragoman options`; a test compares. Of the same option th
     default  <  YAML file (--config)  <  environment variable  <  --set KEY=VALUE  <  flag
 
 In a variable or behind `--set`, lists are parted by commas, and `none` stands for nothing where that is a choice. An unknown key or
-variable is an error that names the nearest one. `configs/default.yaml` is a file to copy.
+variable is an error that names the nearest one. Flags cannot say `auto`, `nothing` or `false`; `--set` can.
+`configs/default.yaml` is a file to copy.
 
 """
 
