@@ -88,9 +88,8 @@ class Session:
         self._cut_frames = round(_CUT_MS / self._frame_ms)
         self._delay_frames = round(loaded.backend.spec.config.hearing_delay_ms / self._frame_ms)
         self._clock = clock
-        self.tell: Callable[[list[Event]], None] | None = (
-            None  # gets what ``push`` and ``finish`` would return while they are still at work
-        )
+        # Gets what ``push`` and ``finish`` would return as it is made, while they are still at work.
+        self.tell: Callable[[list[Event]], None] | None = None
         # Parts, one of each for this stream
         config = loaded.backend.spec.config
         self._pcm, self._framer = PcmReader(sample_rate, channels, encoding), Framer(self._frame_samples)
