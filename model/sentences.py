@@ -20,20 +20,20 @@ def sentences(tokenizer: Tokenizer, ids: Sequence[int]) -> list[list[int]]:
     """Ids → those of each sentence, in order; together they are all ids. What has no closing mark is one sentence, and a very long one is
     cut at its last comma or joining word, else between two words: so too where there is more of it later."""
     found: list[list[int]] = []
-    begin, cuts = 0, list[tuple[int, int]]()  # places where what has been read may be cut, with how well
+    begin, cuts = 0, list[int]()  # places between words where what has been read may be cut
     for end in range(1, len(ids)):
         if not tokenizer.decode(ids[end : end + 1])[:1].isspace():
             continue  # inside a word, or a mark
         if end - begin > _LONGEST_TOKENS and cuts:
-            begin = _cut(ids, begin, cuts, found)
+            begin = _cut(tokenizer, ids, begin, cuts, found)
         text = tokenizer.decode(ids[begin:end]).rstrip()
         if _CLOSED.search(text) and not _SHORT.search(text):
             found.append(list(ids[begin:end]))
             begin, cuts = end, []
         else:
-            cuts.append((end, _how_well(text, tokenizer.decode(ids[end : end + 3]))))
+            cuts.append(end)
     if len(ids) - begin > _LONGEST_TOKENS and cuts:
-        begin = _cut(ids, begin, cuts, found)
+        begin = _cut(tokenizer, ids, begin, cuts, found)
     return [*found, list(ids[begin:])] if begin < len(ids) else found
 
 
@@ -44,11 +44,11 @@ def _how_well(before: str, after: str) -> int:
     return int(next(iter(after.split()), "").lower() in _JOINS)
 
 
-def _cut(ids: Sequence[int], begin: int, cuts: list[tuple[int, int]], found: list[list[int]]) -> int:
+def _cut(tokenizer: Tokenizer, ids: Sequence[int], begin: int, cuts: list[int], found: list[list[int]]) -> int:
     """Put what stands before the best of ``cuts`` into ``found``; where it ends. Of equally good ones the last is best, and none near the
     beginning."""
-    able = [cut for cut in cuts if cut[0] - begin >= _LONGEST_TOKENS // 4] or cuts
-    end = max(able, key=lambda cut: (cut[1], cut[0]))[0]
+    able = [cut for cut in cuts if cut - begin >= _LONGEST_TOKENS // 4] or cuts
+    end = max(able, key=lambda cut: (_how_well(tokenizer.decode(ids[begin:cut]).rstrip(), tokenizer.decode(ids[cut : cut + 3])), cut))
     found.append(list(ids[begin:end]))
-    cuts[:] = [cut for cut in cuts if cut[0] > end]
+    cuts[:] = [cut for cut in cuts if cut > end]
     return end

@@ -76,11 +76,7 @@ class Guards:
 
         ``committed`` stands before them and may hold the beginning of a loop; ``stopped`` is False for a hypothesis that hit its limit.
         """
-        kept = next((place for place, token in enumerate(ids) if token in self._special), len(ids))
-        if kept < len(ids):
-            self.counts.special += 1
-        elif not stopped:
-            self.counts.capped += 1
+        kept = self._before_special(ids, stopped)
         # Who has gone on to something else was not stuck: people say a thing three times, too.
         cut = find_loop([*committed, *ids[:kept]], self._loop_tokens, self._loop_copies, most_after=MOST_AFTER_LOOP if stopped else None)
         if cut is None:
@@ -88,12 +84,19 @@ class Guards:
         self.counts.loops += 1
         return max(0, cut - len(committed)), True
 
+    def _before_special(self, ids: Sequence[int], stopped: bool) -> int:
+        """How many ids there are before the first that is not text."""
+        kept = next((place for place, token in enumerate(ids) if token in self._special), len(ids))
+        if kept < len(ids):
+            self.counts.special += 1
+        elif not stopped:
+            self.counts.capped += 1
+        return kept
+
     def keep_translation(self, said: Sequence[int], ids: Sequence[int], *, stopped: bool) -> int:
         """How many ids of a translation of ``said`` are text to be trusted."""
-        kept = next((place for place, token in enumerate(ids) if token in self._special), len(ids))
+        kept = self._before_special(ids, stopped)
         cut = translation_without_loop(said, ids[:kept])
-        self.counts.special += kept < len(ids)
-        self.counts.capped += kept == len(ids) and not stopped
         self.counts.loops += cut < kept
         return cut
 
