@@ -37,9 +37,10 @@ def loaded(backend: ScriptedBackend) -> Loaded:
     return Loaded(backend, backend.tokenizer, backend.prompts)  # type: ignore[arg-type]
 
 
-def session(backend: ScriptedBackend | None = None, **options: object) -> Session:
+def session(backend: ScriptedBackend | None = None, *, rate: int = 16_000, **options: object) -> Session:
     """A session on a scripted backend that hears ``fakes.speech``. No time passes, so that costs are the same each time."""
-    return Session(loaded(backend or ScriptedBackend()), SessionOptions.model_validate(options), vad=LoudnessVad(), clock=lambda: 0.0)
+    chosen = SessionOptions.model_validate(options)
+    return Session(loaded(backend or ScriptedBackend()), chosen, sample_rate=rate, vad=LoudnessVad(), clock=lambda: 0.0)
 
 
 def silence(duration_s: float) -> Floats:

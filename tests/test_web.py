@@ -81,26 +81,41 @@ new MutationObserver(look).observe(document.getElementById('captions'), {childLi
 """
 
 
-def test_words_from_the_microphone(page: Page, service: Service) -> None:
-    page.open(service.port)
-    page.ask_for("de")
-    page.driver.execute_script(WATCH)
-    page.press("#start")
-    page.until_state("Listening")
-    stream = next(iter(service.engine.streams.values()))
-    true_rate = page.driver.execute_script("return new AudioContext().sampleRate")
-    assert stream.inbox.sample_rate == true_rate
-    page.until(lambda: len(page.texts(".translation")) == 2 and "…" not in page.texts(".translation"))
-    assert page.texts(".committed") == [FIRST, SECOND]
-    assert page.texts(".translation") == [scripted_translation(text, "de") for text in (FIRST, SECOND)]
-    assert page.texts("#heads span") == ["English", "German"]
-    page.press("#start")
-    page.until_state("Finished")
-    check_steadiness(page.driver.execute_script("return window.seen"))
-    assert float(page.text("#lag b").removesuffix(" s")) == 0.0
-    received, processed, committed = page.texts("#clocks b")
-    assert received == processed == committed != "0.0 s"
-    assert complaints(page) == []
+def test_words_from_the_microphone(page: Page, tmp_path: Path) -> None:
+    service = Service({"server": {"max_sessions": 1, "record": "audio", "record_dir": tmp_path / "kept"}})
+    service.start()
+    try:
+        page.open(service.port)
+        page.ask_for("de")
+        page.driver.execute_script(WATCH)
+        page.press("#start")
+        page.until_state("Listening")
+        stream = next(iter(service.engine.streams.values()))
+        true_rate = page.driver.execute_script("return new AudioContext().sampleRate")
+        assert stream.inbox.sample_rate == true_rate
+        page.until(lambda: len(page.texts(".translation")) == 2 and "…" not in page.texts(".translation"))
+        committed, translations = page.texts(".committed"), page.texts(".translation")
+        assert translations == [scripted_translation(text, "de") for text in committed]
+        assert page.texts("#heads span") == ["English", "German"]
+        page.press("#start")
+        page.until_state("Finished")
+        check_steadiness(page.driver.execute_script("return window.seen"))
+        assert float(page.text("#lag b").removesuffix(" s")) == 0.0
+        received, processed, said_until = page.texts("#clocks b")
+        assert received == processed == said_until != "0.0 s"
+        assert complaints(page) == []
+    finally:
+        service.stop()  # and the recording is whole
+    assert committed == words_received(tmp_path / "kept")[:2]
+    # Where the machine is busy Chromium's fake microphone itself has holes, and a word with a hole in it is two.
+    assert [re.sub(r"\b(\w+) \1\b", r"\1", text) for text in committed] == [FIRST, SECOND]
+
+
+def words_received(folder: Path) -> list[str]:
+    """What a session hears, at one go, in the only recording there is: each segment."""
+    (path,) = folder.glob("*.wav")
+    samples, rate = soundfile.read(path, dtype="float32")
+    return finals(transcribe(session(rate=rate), samples))
 
 
 def check_steadiness(seen: list[list[dict[str, Any]]]) -> None:
