@@ -39,18 +39,16 @@ def said(model: Model) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("roles", [True, False])
-def test_copies_that_add_nothing_change_nothing(monkeypatch: pytest.MonkeyPatch, roles: bool) -> None:
+def test_copies_that_add_nothing_change_nothing(roles: bool) -> None:
     """So they stand where they should, and every other layer is where it was."""
     model = tiny_model(4, tiny_config(**TRANSLATING) if roles else None)
-    monkeypatch.setattr(growing, "SMALL", 0.0)
-    grown = growing.grow(model, [1, 2, 2])
+    grown = growing.grow(model, [1, 2, 2], 0.0)
     assert grown.config.backbone.num_layers == model.config.backbone.num_layers + 3
     assert grown.config.backbone.layer_types[:5] == ("sliding_attention",) * 5
     if roles:
         assert grown.config.backbone.layer_roles == ("audio",) * 3 + model.config.backbone.layer_roles
     for one, other in zip(said(model), said(grown), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    monkeypatch.undo()
     heard, _ = said(growing.grow(model, [1]))
     assert np.abs(heard - said(model)[0]).max() > 1e-4, "half of what a layer adds is heard"
 
