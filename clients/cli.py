@@ -74,6 +74,7 @@ def _transcribe(args: argparse.Namespace) -> int:
         beside=args.form is not None,
         overwrite=args.overwrite,
         only_translation=args.only_translation,
+        separate=args.separate,
     )
     todo = check(wish, options)
     return transcribe_files(todo, _load(options), options)

@@ -20,10 +20,11 @@ STDOUT = Path("-")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A file to read. ``text``: where what it says goes, None: standard output."""
+    """A file to read. ``text``: where what it says goes, None: standard output. ``translations``: what has a file of its own."""
 
     source: Path
     text: Path | None
+    translations: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +33,24 @@ class _Found:
     name: Path  # below the folder of ``--out``
 
 
-def plan(given: Sequence[Path], form: Form, *, out: Path | None, beside: bool) -> tuple[list[Piece], list[str]]:
+def plan(
+    given: Sequence[Path], form: Form, *, out: Path | None, beside: bool, languages: Sequence[str] = ()
+) -> tuple[list[Piece], list[str]]:
     """Files and folders → pieces in order, and what is wrong with some of them, as sentences.
 
     ``out``: a folder for the text, or "-" for standard output. Without it, several files (or a folder) give one text file beside each
-    when ``beside``; all other text goes to standard output. Raises ConfigError where several captions would become one.
+    when ``beside``; all other text goes to standard output. ``languages``: those that get a file of their own, beside the text, which is
+    a file then too. Raises ConfigError where several captions would become one.
     """
     found, problems = _find(given)
     many = len(found) > 1 or any(path.is_dir() for path in given)
-    if out == STDOUT or (out is None and not (beside and many)):
+    if languages and out == STDOUT:
+        raise ConfigError("a file for each language cannot go to standard output; leave --out away, or name a folder")
+    if not languages and (out == STDOUT or (out is None and not (beside and many))):
         if len(found) > 1 and form in ("srt", "vtt"):
             raise ConfigError(f"{len(found)} files would become one {form} file; leave --out away for one file each beside them")
         return [Piece(one.source, None) for one in found], problems
-    return _named(found, form, out), problems
+    return _named(found, form, out, languages), problems
 
 
 def _find(given: Iterable[Path]) -> tuple[list[_Found], list[str]]:
@@ -68,8 +74,9 @@ def _is_wanted(path: Path, folder: Path) -> bool:
     return path.suffix.lower() in SOUND | VIDEO and not hidden and path.is_file()
 
 
-def _named(found: list[_Found], form: Form, out: Path | None) -> list[Piece]:
-    """talk.wav → talk.srt; where talk.mp3 stands beside it → talk.wav.srt and talk.mp3.srt. Raises ConfigError for what still collides."""
+def _named(found: list[_Found], form: Form, out: Path | None, languages: Sequence[str]) -> list[Piece]:
+    """talk.wav → talk.srt, and talk.de.srt; where talk.mp3 stands beside it → talk.wav.srt and talk.mp3.srt. Raises ConfigError for what
+    still collides."""
 
     def place(one: _Found, name: str) -> Path:
         return one.source.with_name(name) if out is None else out / one.name.with_name(name)
@@ -78,8 +85,12 @@ def _named(found: list[_Found], form: Form, out: Path | None) -> list[Piece]:
     shared = {path for path, times in Counter(short).items() if times > 1}
     texts = [place(one, f"{one.source.name}.{form}") if path in shared else path for one, path in zip(found, short, strict=True)]
     taken: dict[Path, Path] = {}
-    for one, path in zip(found, texts, strict=True):
-        if path in taken:
-            raise ConfigError(f"{taken[path]} and {one.source} would both be written to {path}; run them into different folders")
-        taken[path] = one.source
-    return [Piece(one.source, path) for one, path in zip(found, texts, strict=True)]
+    pieces: list[Piece] = []
+    for one, text in zip(found, texts, strict=True):
+        own = [(code, text.with_suffix(f".{code}{text.suffix}")) for code in languages]  # as players look for them
+        for path in (text, *(path for _, path in own)):
+            if path in taken:
+                raise ConfigError(f"{taken[path]} and {one.source} would both be written to {path}; run them into different folders")
+            taken[path] = one.source
+        pieces.append(Piece(one.source, text, tuple(own)))
+    return pieces

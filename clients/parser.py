@@ -72,6 +72,8 @@ def make_parser() -> argparse.ArgumentParser:
     transcribe.add_argument("--out", "--output", type=Path, metavar="FOLDER", help=into)
     transcribe.add_argument("--overwrite", action="store_true", help="replace text files that are there already")
     transcribe.add_argument("--only-translation", action="store_true", help="with --to: leave out what is said")
+    own = "with --to and --srt or --vtt: captions for each language in a file of its own (talk.srt, talk.de.srt)"
+    transcribe.add_argument("--separate", action="store_true", help=own)
     _common(transcribe)
 
     live = commands.add_parser("listen", help="live captions from the microphone", description="Microphone → text, until Ctrl-C.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from ..stream.captions import Cue, CueTimes, cut_bilingual, cut_cues, spread, srt, vtt
@@ -127,6 +128,22 @@ class BilingualRenderer:
         if final is not None:
             texts = [said[target] for target in self._targets if target in said]
             self._cues.write(cut_bilingual(final.words, texts, with_source=self._with_source))
+
+
+class RendererGroup:
+    """Shows the events of one stream in several places."""
+
+    def __init__(self, renderers: Sequence[Renderer]) -> None:
+        self._renderers = tuple(renderers)
+
+    def show(self, event: Event) -> None:
+        for each in self._renderers:
+            each.show(event)
+
+    def close(self) -> None:
+        with ExitStack() as every:  # the others too where one fails
+            for each in self._renderers:
+                every.callback(each.close)
 
 
 class _CueWriter:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from ..stream import AudioFormatError, AudioSource, ConfigError, Loaded, Options, Session, open_source, paced
 from .outputs import Piece, plan
-from .render import Form, Renderer, make_renderer
+from .render import CaptionRenderer, Form, Renderer, RendererGroup, make_renderer
 
 Advance = Callable[[float], None]  # seconds of audio done
 Begin = Callable[[str, float | None], Advance]  # the next file: its name, its length in s
@@ -29,6 +29,7 @@ class Wish:
     beside: bool = False  # several files: the text of each beside it
     overwrite: bool = False
     only_translation: bool = False
+    separate: bool = False  # captions: a file for each language
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,12 @@ def check(wish: Wish, options: Options) -> Plan:
         raise ConfigError("--only-translation without a translation: expected --to CODE")
     if wish.only_translation and wish.form in ("json", "live"):
         raise ConfigError(f"--only-translation with {wish.form} output, expected --srt, --vtt or --txt")
-    pieces, problems = plan(wish.given, wish.form, out=wish.out, beside=wish.beside)
+    if wish.separate and not options.session.targets:
+        raise ConfigError("--separate without a translation: expected --to CODE")
+    if wish.separate and wish.form not in ("srt", "vtt"):
+        raise ConfigError(f"--separate with {wish.form} output, expected --srt or --vtt")
+    own = options.session.targets if wish.separate else ()
+    pieces, problems = plan(wish.given, wish.form, out=wish.out, beside=wish.beside, languages=own)
     return Plan(wish, pieces, problems)
 
 
@@ -76,9 +82,7 @@ def _one_file(piece: Piece, todo: Plan, loaded: Loaded, options: Options, begin:
         try:
             advance = begin(path.name, source.duration_s)
             session = Session(loaded, options.session, sample_rate=source.sample_rate, channels=source.channels, encoding="float32")
-            with _text_file(piece, overwrite=wish.overwrite) as out:
-                name = str(path) if len(todo.pieces) > 1 and piece.text is None else None
-                renderer = make_renderer(wish.form, out, options, name=name, only_translation=wish.only_translation)
+            with _rendered(piece, todo, options) as renderer:
                 _hear(source, session, renderer, wish, advance)
         finally:
             source.close()
@@ -107,30 +111,49 @@ def _hear(source: AudioSource, session: Session, renderer: Renderer, wish: Wish,
 
 
 @contextmanager
-def _text_file(piece: Piece, *, overwrite: bool) -> Generator[TextIO]:
-    """Where the text goes: under its name once all of it is there, until then under the name with ".part", which stays if the file breaks
-    off and something was heard of it. Raises ConfigError naming the file, also for one that is there already."""
-    if piece.text is None:
-        yield sys.stdout
-        return
-    if piece.text.exists() and not overwrite:
-        raise ConfigError(f"{piece.source}: {piece.text} is there already; add --overwrite to replace it")
-    part = piece.text.with_name(f"{piece.text.name}.part")
+def _rendered(piece: Piece, todo: Plan, options: Options) -> Generator[Renderer]:
+    """What writes the text of a piece, and its files. Raises ConfigError naming one that cannot be written or is there already."""
+    wish = todo.wish
+    with ExitStack() as files:
+        if not piece.translations:
+            name = str(piece.source) if len(todo.pieces) > 1 and piece.text is None else None
+            out = sys.stdout if piece.text is None else files.enter_context(_text_file(piece.source, piece.text, overwrite=wish.overwrite))
+            yield make_renderer(wish.form, out, options, name=name, only_translation=wish.only_translation)
+            return
+        assert piece.text is not None and wish.form in ("srt", "vtt")
+        wanted = [*([] if wish.only_translation else [(None, piece.text)]), *piece.translations]
+        _check_free(piece.source, [path for _, path in wanted], overwrite=wish.overwrite)  # before the first of them is begun
+        outs = [(code, files.enter_context(_text_file(piece.source, path, overwrite=wish.overwrite))) for code, path in wanted]
+        yield RendererGroup([CaptionRenderer(out, wish.form, code) for code, out in outs])
+
+
+def _check_free(source: Path, paths: Iterable[Path], *, overwrite: bool) -> None:
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{source}: {path} is there already; add --overwrite to replace it")
+
+
+@contextmanager
+def _text_file(source: Path, path: Path, *, overwrite: bool) -> Generator[TextIO]:
+    """Where text goes: under its name once all of it is there, until then under the name with ".part", which stays if the source breaks
+    off and something was heard of it. Raises ConfigError naming both, also for a path that is there already."""
+    _check_free(source, [path], overwrite=overwrite)
+    part = path.with_name(f"{path.name}.part")
     try:
-        piece.text.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("w", encoding="utf-8") as out:
                 yield out
         except BaseException:
             if part.exists():
                 if part.stat().st_size:
-                    report(f"{piece.source}: what was heard of it is in {part}")
+                    report(f"{source}: what was heard of it is in {part}")
                 else:
                     part.unlink()
             raise
-        part.replace(piece.text)
+        part.replace(path)
     except OSError as error:
-        raise ConfigError(f"{piece.source}: cannot write {piece.text}: {error.strerror or error}") from error
+        raise ConfigError(f"{source}: cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -52,6 +52,18 @@ def test_names_that_would_collide_keep_their_endings(tmp_path: Path) -> None:
         plan([tmp_path / "a.wav", tmp_path / "x" / "a.wav"], "srt", out=tmp_path / "out", beside=True)
 
 
+def test_languages_have_files_of_their_own(tmp_path: Path) -> None:
+    touch(tmp_path, "talk.wav", "talk.mp3", "b.wav")
+    (piece,), _ = plan([tmp_path / "b.wav"], "srt", out=None, beside=False, languages=("de", "fr"))
+    assert piece.text == tmp_path / "b.srt"
+    assert piece.translations == (("de", tmp_path / "b.de.srt"), ("fr", tmp_path / "b.fr.srt"))
+    pieces, _ = plan([tmp_path], "vtt", out=tmp_path / "out", beside=True, languages=("de",))
+    assert [piece.translations[0][1].name for piece in pieces] == ["b.de.vtt", "talk.mp3.de.vtt", "talk.wav.de.vtt"]
+    touch(tmp_path, "b.de.wav")
+    with pytest.raises(ConfigError, match=r"b\.wav would both be written to .*b\.de\.srt"):
+        plan([tmp_path], "srt", out=None, beside=True, languages=("de",))
+
+
 @pytest.mark.parametrize(
     ("names", "out", "beside", "expected"),
     [

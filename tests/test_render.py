@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from dragoman.clients.render import CaptionRenderer, Form, JsonRenderer, LiveRenderer, TextRenderer, make_renderer
+from dragoman.clients.render import CaptionRenderer, Form, JsonRenderer, LiveRenderer, RendererGroup, TextRenderer, make_renderer
 from dragoman.stream.config import Options, parse_options
 from dragoman.stream.events import (
     Clocks,
@@ -276,3 +276,17 @@ def test_only_translations_means_no_other_text(formatted: bool) -> None:
         renderer.show(event)
     renderer.close()
     assert out.getvalue() == "[de] Guten Morgen.\n"
+
+
+def test_a_group_closes_every_renderer_whatever_one_of_them_does() -> None:
+    class Broken(CaptionRenderer):
+        def close(self) -> None:
+            raise OSError("the disk is full")
+
+    outs = [io.StringIO() for _ in range(3)]
+    group = RendererGroup([kind(out, "srt") for kind, out in zip((CaptionRenderer, Broken, CaptionRenderer), outs, strict=True)])
+    for event in EVENTS:
+        group.show(event)
+    with pytest.raises(OSError, match="full"):
+        group.close()
+    assert "Good morning." in outs[0].getvalue() and outs[0].getvalue() == outs[2].getvalue()

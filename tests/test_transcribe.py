@@ -155,6 +155,33 @@ def test_captions_in_two_languages(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "[de] dethe dequick\n[fr] frthe frquick\n"
 
 
+def test_a_caption_file_for_each_language(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "a.wav", "the quick fox jumps over a lazy dog.")
+    plain, one, two = (Options.model_validate({"session": {"targets": targets}}) for targets in ([], ["de"], ["de", "fr"]))
+    assert transcribe(Wish((path,), "srt", separate=True), two) == 0
+    found = {each.name: each.read_text() for each in tmp_path.glob("*.srt*")}
+    assert set(found) == {"a.srt", "a.de.srt", "a.fr.srt"} and "frthe frquick" in found["a.fr.srt"]
+    transcribe(Wish((path,), "srt"), plain)
+    assert capsys.readouterr().out == found["a.srt"]
+    transcribe(Wish((path,), "srt", only_translation=True), one)
+    assert capsys.readouterr().out == found["a.de.srt"]
+    transcribe(Wish((path,), "vtt", separate=True, only_translation=True, out=tmp_path / "out"), two)
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {"a.de.vtt", "a.fr.vtt"}
+
+
+def test_no_file_of_a_language_is_replaced_or_begun_where_one_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "a.wav", "the quick fox jumps over a lazy dog.")
+    two = Options.model_validate({"session": {"targets": ["de", "fr"]}})
+    (tmp_path / "a.fr.srt").write_text("mine")
+    assert transcribe(Wish((path,), "srt", separate=True), two) == 1
+    assert "a.fr.srt is there already; add --overwrite" in capsys.readouterr().err
+    assert [(each.name, each.read_text()) for each in tmp_path.glob("*.srt*")] == [("a.fr.srt", "mine")]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert transcribe(Wish((path,), "srt", separate=True, overwrite=True), two) == 1
+    assert (tmp_path / "a.fr.srt").read_text() == "mine" and "frthe frquick" in (tmp_path / "a.fr.srt.part").read_text()
+    assert {each.name for each in tmp_path.glob("*.part")} == {"a.srt.part", "a.de.srt.part", "a.fr.srt.part"}
+
+
 def test_a_translation_that_the_model_lacks_is_told_before_anything_is_written(tmp_path: Path) -> None:
     path = save(tmp_path / "a.wav", "the quick")
     with pytest.raises(TaskError, match="'xx'.*de, es, fr"):
@@ -190,6 +217,12 @@ def test_wishes_that_cannot_be_fulfilled() -> None:
         check(Wish((Path("a"),), "srt", only_translation=True), OPTIONS)
     with pytest.raises(ConfigError, match="with json output, expected --srt, --vtt or --txt"):
         check(Wish((Path("a"),), "json", only_translation=True), one)
+    with pytest.raises(ConfigError, match="--separate without a translation"):
+        check(Wish((Path("a"),), "srt", separate=True), OPTIONS)
+    with pytest.raises(ConfigError, match="--separate with txt output, expected --srt or --vtt"):
+        check(Wish((Path("a"),), "txt", separate=True), one)
+    with pytest.raises(ConfigError, match="cannot go to standard output"):
+        check(Wish((Path("a"),), "srt", separate=True, out=Path("-")), one)
 
 
 def test_the_bar_is_for_people_only(monkeypatch: pytest.MonkeyPatch) -> None:
