@@ -1,4 +1,4 @@
-"""Where one sentence of a transcript ends and the next begins, in token ids: a small model translates one at a time."""
+"""Where one sentence ends and the next begins: in a text, and in the token ids of one (a small model translates one at a time)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ _CLOSED = re.compile(r"[.?!。？！…][\"'”’)\]]*$")  # a mark, and perhap
 _SHORT = re.compile(r"(?:^|[\s(\"'“‘])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Mt|vs|etc|e\.g|i\.e|No|Gen|Col|Capt|Lt|Rev|Hon)\.$")
 
 
+def ends_sentence(text: str) -> bool:
+    """Whether a sentence ends with the text: quotation marks, brackets and white space behind the mark left aside, and not with "Mr."."""
+    text = text.rstrip()
+    return bool(_CLOSED.search(text)) and not _SHORT.search(text)
+
+
 def sentences(tokenizer: Tokenizer, ids: Sequence[int]) -> list[list[int]]:
     """Ids → those of each sentence, in order; together they are all ids. What has no closing mark is one sentence, and a very long one is
     cut at its last comma or joining word, else between two words: so too where there is more of it later."""
@@ -27,7 +33,7 @@ def sentences(tokenizer: Tokenizer, ids: Sequence[int]) -> list[list[int]]:
         if end - begin > _LONGEST_TOKENS and cuts:
             begin = _cut(tokenizer, ids, begin, cuts, found)
         text = tokenizer.decode(ids[begin:end]).rstrip()
-        if _CLOSED.search(text) and not _SHORT.search(text):
+        if ends_sentence(text):
             found.append(list(ids[begin:end]))
             begin, cuts = end, []
         else:

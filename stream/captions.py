@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..model.sentences import ends_sentence
 from .events import Word, whole_words
 
 LINE_CHARACTERS = 42
@@ -14,7 +15,6 @@ LINES = 2
 LONGEST_MS = 6000
 SHORTEST_MS = 1000
 _BREAKS = re.compile(r"[^\S\u00a0\u2007\u202f]+")  # white space where a line may end
-_SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def _groups(words: Iterable[Word]) -> list[_Group]:
             groups.append(group)
             group = []
         group.append(word)
-        if len(_lines(group)) > 1 and word.text.endswith(_SENTENCE_ENDS):
+        if len(_lines(group)) > 1 and ends_sentence(word.text):
             groups.append(group)
             group = []
     return [*groups, group] if group else groups

@@ -14,12 +14,12 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 from statistics import fmean
 
+from ..model.sentences import ends_sentence
 from ..model.tokenizer import TextStream, Tokenizer
 from .events import Word
 from .glossary import Spelling
 
 _WORD_MARKS = ("Ġ", "▁", " ")  # how byte-level and SentencePiece vocabularies write a leading space
-_SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts that put no spaces between words
 _PIECES = re.compile(r"\s*\S+|\s+")
 _SHORTEST_TOKEN_MS = 40
@@ -55,7 +55,7 @@ class Transcript:
     @property
     def ends_sentence(self) -> bool:
         """Whether committed text and tail together end with a sentence."""
-        return (self.text + self.tail).rstrip().endswith(_SENTENCE_ENDS)
+        return ends_sentence(self.text + self.tail)
 
     @property
     def last_sentence(self) -> str:

@@ -68,6 +68,11 @@ def test_cues_break_at_sentences_and_after_six_seconds() -> None:
         for place, text in enumerate("We met. They left early and nobody of us knew why. So cold.".split())
     ]
     assert [" ".join(cue.lines) for cue in cut_cues(words)] == ["We met. They left early and nobody of us knew why.", "So cold."]
+    said = "“There he is,” somebody said to her. “They all saw Mr. Brown with Dr. Green.” So cold.".split()
+    words = [Word(f" {text}", 300 * place, 300 * place + 300, 0) for place, text in enumerate(said)]
+    assert [" ".join(cue.lines) for cue in cut_cues(words)] == [" ".join(said[:-2]), "So cold."], (
+        "not behind Mr. or Dr., but behind the mark"
+    )
     slow = [Word(" word", 2000 * place, 2000 * place + 2000, 0) for place in range(6)]
     assert all(cue.end_ms - cue.start_ms <= LONGEST_MS for cue in cut_cues(slow)) and len(cut_cues(slow)) == 2
 

@@ -37,6 +37,7 @@ BELOW = {
         "model.loops",
         "model.offline",
         "model.scoring",
+        "model.sentences",
         "model.store",
     ),
     "clients": ("stream",),

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 from dragoman.model.load import load
-from dragoman.model.sentences import sentences
+from dragoman.model.sentences import ends_sentence, sentences
 from dragoman.model.tokenizer import Tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,3 +61,20 @@ def test_nothing_is_lost(text: str) -> None:
     ids = LOADED.encode(text)
     parts = sentences(LOADED, ids)
     assert list(chain.from_iterable(parts)) == ids and all(len(part) <= 32 for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("We met. ", True),
+        ("We met.”)\n", True),
+        ("No", False),
+        ("it is…", True),
+        ("他来了。", True),
+        ("to Mr.", False),
+        ("(St.", False),
+        ("5 p.m.", True),
+    ],
+)
+def test_where_a_sentence_ends(text: str, ends: bool) -> None:
+    assert ends_sentence(text) == ends

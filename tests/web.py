@@ -180,7 +180,7 @@ def random_segments(seed: int, count: int) -> list[list[Word]]:
             text = (
                 dice.choice(("", " ", " ", " "))
                 + "".join(dice.choices("abcé語😀-<&.?! «»\u00a0\u202f", k=size))
-                + dice.choice(("", "", ".", "。"))
+                + dice.choice(("", "", ".", "。", ".”", "?) ", " Mr.", " A.", "St.\x1c"))
             )
             start_ms = at_ms + dice.randrange(700)
             at_ms = start_ms + dice.randrange(900)

@@ -11,11 +11,16 @@ const LINE_CHARACTERS = 42;
 const LINES = 2;
 const LONGEST_MS = 6000;
 const SHORTEST_MS = 1000;
-const SENTENCE_END = /[.?!…。？！]$/u;
 const LETTER = /[\p{L}\p{N}]/u;
 // What Python's str.strip() and str.split() take for white space; JavaScript's \s is a slightly different set.
 const SPACE = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
 const OUTER_SPACE = new RegExp(`^[${SPACE}]+|[${SPACE}]+$`, "gu");
+// model/sentences.py: a mark, and perhaps quotation marks or brackets behind it; a full stop behind the second ends no sentence.
+const CLOSED = new RegExp(`[.?!。？！…]["'”’)\\]]*[${SPACE}]*$`, "u");
+const SHORT = new RegExp(
+  `(?:^|[${SPACE}("'“‘])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Mt|vs|etc|e\\.g|i\\.e|No|Gen|Col|Capt|Lt|Rev|Hon)\\.[${SPACE}]*$`,
+  "u",
+);
 const BREAKS = new RegExp(`(?:(?![\\xa0\\u2007\\u202f])[${SPACE}])+`, "u"); // where a line may end
 
 /** @param {string} text */
@@ -84,7 +89,7 @@ export function cutCues(words) {
       group = [];
     }
     group.push(word);
-    if (SENTENCE_END.test(word.text) && linesOf(group).length > 1) {
+    if (CLOSED.test(word.text) && !SHORT.test(word.text) && linesOf(group).length > 1) {
       cues.push(cueOf(group));
       group = [];
     }

@@ -20,6 +20,7 @@ from rapidfuzz.distance import Levenshtein
 from rich.progress import track
 
 from ..scoring import normalise
+from ..sentences import ends_sentence
 from ..store import Clip, Label, Store, read_labels
 from . import text
 from .recognisers import MoonshineDecoder, Whisper
@@ -65,13 +66,13 @@ def restore(transcript: str, heard: str, case: Case) -> str:
             places |= zip(range(block.src_start, block.src_end), range(block.dest_start, block.dest_end), strict=True)
     said: list[str] = []
     for i, word in enumerate(plain):
-        starts = not said or text.ends_sentence(said[-1])
+        starts = not said or ends_sentence(said[-1])
         if i in places:
             j = places[i]
-            capital_by_place = (j == 0 or text.ends_sentence(written[j - 1])) and word[0].islower()
+            capital_by_place = (j == 0 or ends_sentence(written[j - 1])) and word[0].islower()
             word = written[j] if starts or not capital_by_place else written[j][0].lower() + written[j][1:]
         said.append(word[0].upper() + word[1:] if starts else word)
-    if not said or text.ends_sentence(said[-1]):
+    if not said or ends_sentence(said[-1]):
         return " ".join(said)
     return " ".join([*said[:-1], said[-1].rstrip(",;:-—") + case(transcript)[-1]])
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
 from ..config import SAMPLE_RATE
+from ..sentences import ends_sentence
 from . import text
 
 FRAME = 640
@@ -69,7 +70,7 @@ def _quietest(wave: NDArray[np.float32], before: int, after: int) -> int:
 def written_after(run: Run, before: str) -> str:
     """The run's words as they are written after ``before``: a capital where a sentence begins; where none does, it loses its own."""
     words = run.words
-    if not before or text.ends_sentence(before):
+    if not before or ends_sentence(before):
         return words[0].upper() + words[1:]
     first = words.split()[0].rstrip(".,;:!?")
     if run.opens and first != "I" and not first.startswith(("I'", "I’")) and not first[1:].isupper():

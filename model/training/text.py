@@ -50,11 +50,6 @@ def word_key(word: str) -> str:
     return re.sub(r"[^a-z0-9']+", "", word.lower().replace("’", "'")).strip("'")
 
 
-def ends_sentence(words: str) -> bool:
-    """Whether a closing mark stands at the end, quotation marks and brackets after it left aside."""
-    return words.rstrip("\"'”’)").endswith((".", "?", "!"))
-
-
 class TrueCaser:
     """Case and a closing mark for upper-case transcripts, from how often cased text capitalises a word inside a sentence."""
 

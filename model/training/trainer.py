@@ -17,12 +17,14 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..errors import BackendError
 from .batches import Batches
 from .optim import Muon, split_parameters
 from .rows import IGNORE, Batch
 from .student import LossWeights, Student
 
 FEEDER_OUTLIVES_S = 60  # a signal to end: a step and a checkpoint take less
+MOST_SKIPPED = 10  # batches in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Trainer:
         self.adam = torch.optim.AdamW(rest, lr=options.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         self.averaged = copy.deepcopy(student.state_dict())
         self.step, self.hours_heard, self.seconds_run = 0, 0.0, 0.0
+        self.skipped_in_a_row = 0
         self.stop_asked = False
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -187,13 +190,21 @@ class Trainer:
         return figures | {"speed": batch.audio_seconds / took}
 
     def _optimise(self) -> dict[str, float]:
+        """Raises BackendError where no gradient is finite any more."""
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), 2.0 * self.options.accumulate)
-        if bool(torch.isfinite(norm)):
+        finite = bool(torch.isfinite(norm))
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise BackendError(
+                f"the gradient of {MOST_SKIPPED} batches in a row was not finite, so nothing is learnt. Where the losses are finite, "
+                "code that was compiled for this CPU is wrong: train.compile: false does without"
+            )
+        if finite:
             self.muon.step()
             self.adam.step()
         self.student.zero_grad(set_to_none=True)
         self._average()
-        return {"norm": float(norm) / self.options.accumulate, "skipped": float(not torch.isfinite(norm))}
+        return {"norm": float(norm) / self.options.accumulate, "skipped": float(not finite)}
 
     @torch.no_grad()
     def _average(self) -> None:
