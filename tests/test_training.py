@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import shutil
 import signal
+import sysconfig
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -20,7 +21,8 @@ pytest.importorskip("scipy", reason="needs the extra train")
 import soundfile  # noqa: E402
 import tokenizers  # noqa: E402
 from dragoman.model.checkpoint import Model, load_model  # noqa: E402
-from dragoman.model.errors import AudioFormatError, ConfigError  # noqa: E402
+from dragoman.model.config import read_model_config  # noqa: E402
+from dragoman.model.errors import AudioFormatError, BackendError, ConfigError  # noqa: E402
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.align import spread_characters, viterbi, word_ends  # noqa: E402
@@ -29,6 +31,7 @@ from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.grow import grow  # noqa: E402
 from dragoman.model.training.grow import main as grow_folder  # noqa: E402
 from dragoman.model.training.heads import fit_heads  # noqa: E402
+from dragoman.model.training.listening import hearing_student  # noqa: E402
 from dragoman.model.training.optim import orthogonalise  # noqa: E402
 from dragoman.model.training.package import mix, package  # noqa: E402
 from dragoman.model.training.precision import autocast, compute_dtype  # noqa: E402
@@ -39,11 +42,14 @@ from dragoman.model.training.splices import FRAME  # noqa: E402
 from dragoman.model.training.store import StoreWriter, build_from_folder  # noqa: E402
 from dragoman.model.training.student import Depths, LossWeights, Student, answering, plain_attention  # noqa: E402
 from dragoman.model.training.teachers import WIDTH  # noqa: E402
-from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
+from dragoman.model.training.trainer import MOST_SKIPPED, Trainer, TrainOptions  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from .training_fakes import SENTENCES, make_batches, make_store, make_student  # noqa: E402
+
+SHIPPED = Path(__file__).resolve().parents[1] / "model" / "assets" / "small"
+PYTHON_H = Path(sysconfig.get_path("include")) / "Python.h"
 
 
 @pytest.fixture
@@ -294,7 +300,7 @@ def test_orthogonalise_gives_singular_values_near_one(monkeypatch: pytest.Monkey
     assert ((found * (u @ v)).sum() / found.norm() / (u @ v).norm()) > 0.95
 
 
-@pytest.mark.parametrize("length", [32, 30])
+@pytest.mark.parametrize("length", [32, 31])
 def test_attention_in_blocks_is_causal_attention(length: int):
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(2, length, heads, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
@@ -306,6 +312,26 @@ def test_attention_in_blocks_is_causal_attention(length: int):
     assert torch.allclose(found, reference, atol=1e-5)
     ours, theirs = (torch.autograd.grad(out.square().sum(), (q, k, v), retain_graph=True) for out in (found, reference))
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.train
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+@pytest.mark.skipif(shutil.which("g++") is None or not PYTHON_H.exists(), reason="needs g++ and the headers of Python")
+def test_a_compiled_layer_has_the_gradients_of_a_plain_one():
+    """Of the shipped sizes: with other blocks of attention torch 2.13 made NaN of the keys' on a CPU with AVX-512 FP16 and AMX."""
+    student = hearing_student(read_model_config(SHIPPED), 1)
+    (layer,) = student.backbone.layers
+    rotary, mask = student.surroundings(96)
+    x = torch.randn(2, 96, 288, generator=torch.Generator().manual_seed(3)).to(compute_dtype())
+    found: list[dict[str, torch.Tensor]] = []
+    for run in (student.run_layer, torch.compile(student.run_layer, dynamic=False)):
+        with autocast():
+            run(layer, x, rotary, mask, 0.0).float().square().mean().backward()
+        found.append({name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None})
+        layer.zero_grad(set_to_none=True)
+    plain, compiled = found
+    assert plain.keys() == compiled.keys() and "self_attn.k_proj.weight" in plain
+    assert all(float((plain[name] - compiled[name]).norm() / plain[name].norm()) < 0.05 for name in plain)
 
 
 def test_loss_is_finite_and_every_weight_gets_a_gradient(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
@@ -417,6 +443,25 @@ def test_gradients_of_several_batches_make_one_step(tmp_path: Path, tokenizer: t
 
 
 @pytest.mark.train
+def test_a_run_that_learns_nothing_ends(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
+    """One batch whose gradient is not finite is left out; ten in a row are no chance."""
+    options = TrainOptions(mel_steps=0, hearing_steps=0, join_step=0, threads=1)
+    trainer = Trainer(make_student(), make_batches(tmp_path, tokenizer), tmp_path / "run", options)
+    weight, before = trainer.student.backbone.embed_tokens.weight, trainer.student.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    wrong = weight.register_hook(lambda grad: grad * float("nan"))
+    for _ in range(MOST_SKIPPED - 1):
+        assert trainer.update(trainer.batches[0])["skipped"] == 1.0
+    assert all(torch.equal(value, before[name]) for name, value in trainer.student.state_dict().items())
+    wrong.remove()
+    assert trainer.update(trainer.batches[0])["skipped"] == 0.0
+    weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(BackendError, match="10 batches in a row was not finite"):
+        for _ in range(MOST_SKIPPED):
+            trainer.update(trainer.batches[0])
+
+
+@pytest.mark.train
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
     options = TrainOptions(
         steps=6, warmup_steps=2, mel_steps=2, hearing_steps=3, decay_from=4, log_every=100, evaluate_every=100, threads=1, sampled=0.5
@@ -521,9 +566,7 @@ def test_weights_of_two_runs_are_mixed(tmp_path: Path, tokenizer: tokenizers.Tok
 
 
 @pytest.mark.parametrize("before", [[0], [1, 3], [2, 2]])
-def test_a_grown_model_has_new_layers_and_says_nearly_the_same(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: tokenizers.Tokenizer, before: list[int]
-):
+def test_a_grown_model_has_new_layers_and_says_nearly_the_same(tmp_path: Path, tokenizer: tokenizers.Tokenizer, before: list[int]):
     student, batch = make_student(), make_batches(tmp_path, tokenizer)[0]
     model = Model(student.config, student.backbone, student.projector, None)
 
@@ -538,8 +581,7 @@ def test_a_grown_model_has_new_layers_and_says_nearly_the_same(
     for place in sorted(before, reverse=True):
         kinds.insert(place, "sliding_attention")
     assert list(grown.config.backbone.layer_types) == kinds
-    monkeypatch.setattr("dragoman.model.training.grow.SMALL", 1.0)
-    little, much = (float((said(model) - said(one)).abs().sum(-1).mean()) for one in (grown, grow(model, before)))
+    little, much = (float((said(model) - said(one)).abs().sum(-1).mean()) for one in (grown, grow(model, before, 1.0)))
     first = before == [0]  # where nothing comes in (silence, padding), the first layer says which way to go, however softly
     assert 1e-3 < little < (0.95 if first else 0.75) * much
     kept = [i for i in range(len(kinds)) if i not in {place + n for n, place in enumerate(sorted(before))}]
