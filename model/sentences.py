@@ -12,8 +12,8 @@ _PAUSE = re.compile(r"[,;:–—]$")
 _JOINS = ("and", "but", "because", "so", "that", "which", "who", "when", "while", "if", "or")
 
 _CLOSED = re.compile(r"[.?!。？！…][\"'”’)\]]*$")  # a mark, and perhaps quotation marks or brackets behind it
-# A full stop behind these, or behind one letter, ends no sentence.
-_SHORT = re.compile(r"(?:^|[\s(\"'“‘])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Mt|vs|etc|e\.g|i\.e|No|Gen|Col|Capt|Lt|Rev|Hon)\.$")
+# A full stop behind these, or behind one letter, ends no sentence. But "No." and "So do I." are more often said than "No. 5".
+_SHORT = re.compile(r"(?:^|[\s(\"'“‘])(?:[A-HJ-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Mt|vs|etc|e\.g|i\.e|Gen|Col|Capt|Lt|Rev|Hon)\.$")
 
 
 def ends_sentence(text: str) -> bool:

@@ -44,6 +44,8 @@ SECOND = 16_000
         ("DON'T ASK ME", "Don’t ask me!", "Don’t ask me!"),
         ("THE WELL KNOWN MAN", "The well-known man.", "The well known man."),
         ("WHO IS THERE NOW", "", "Who is there now?"),
+        ("IT WAS A LETTER A", "It was a letter A.", "It was a letter A."),
+        ("WE SAW MR BROWN THEN", "We saw Mr. Brown then.", "We saw Mr. Brown then."),
     ],
 )
 def test_upper_case_words_are_written_as_heard(transcript: str, heard: str, written: str) -> None:

@@ -18,7 +18,7 @@ const OUTER_SPACE = new RegExp(`^[${SPACE}]+|[${SPACE}]+$`, "gu");
 // model/sentences.py: a mark, and perhaps quotation marks or brackets behind it; a full stop behind the second ends no sentence.
 const CLOSED = new RegExp(`[.?!。？！…]["'”’)\\]]*[${SPACE}]*$`, "u");
 const SHORT = new RegExp(
-  `(?:^|[${SPACE}("'“‘])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Mt|vs|etc|e\\.g|i\\.e|No|Gen|Col|Capt|Lt|Rev|Hon)\\.[${SPACE}]*$`,
+  `(?:^|[${SPACE}("'“‘])(?:[A-HJ-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Mt|vs|etc|e\\.g|i\\.e|Gen|Col|Capt|Lt|Rev|Hon)\\.[${SPACE}]*$`,
   "u",
 );
 const BREAKS = new RegExp(`(?:(?![\\xa0\\u2007\\u202f])[${SPACE}])+`, "u"); // where a line may end

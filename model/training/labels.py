@@ -74,7 +74,7 @@ def restore(transcript: str, heard: str, case: Case) -> str:
         said.append(word[0].upper() + word[1:] if starts else word)
     if not said or ends_sentence(said[-1]):
         return " ".join(said)
-    return " ".join([*said[:-1], said[-1].rstrip(",;:-—") + case(transcript)[-1]])
+    return " ".join([*said[:-1], said[-1].rstrip(".,;:-—") + case(transcript)[-1]])
 
 
 def write_labels(
