@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,31 +113,25 @@ def _hear(source: AudioSource, session: Session, renderer: Renderer, wish: Wish,
 @contextmanager
 def _rendered(piece: Piece, todo: Plan, options: Options) -> Generator[Renderer]:
     """What writes the text of a piece, and its files. Raises ConfigError naming one that cannot be written or is there already."""
-    wish = todo.wish
+    wish, own = todo.wish, piece.translations
+    wanted = [*([] if own and wish.only_translation else [(None, piece.text)]), *own]
+    for _, path in wanted:  # before the first of them is begun
+        if path is not None and path.exists() and not wish.overwrite:
+            raise ConfigError(f"{piece.source}: {path} is there already; add --overwrite to replace it")
     with ExitStack() as files:
-        if not piece.translations:
+        outs = [(code, files.enter_context(_text_file(piece.source, path)) if path else sys.stdout) for code, path in wanted]
+        if own:
+            assert wish.form in ("srt", "vtt")
+            yield RendererGroup([CaptionRenderer(out, wish.form, code) for code, out in outs])
+        else:
             name = str(piece.source) if len(todo.pieces) > 1 and piece.text is None else None
-            out = sys.stdout if piece.text is None else files.enter_context(_text_file(piece.source, piece.text, overwrite=wish.overwrite))
-            yield make_renderer(wish.form, out, options, name=name, only_translation=wish.only_translation)
-            return
-        assert piece.text is not None and wish.form in ("srt", "vtt")
-        wanted = [*([] if wish.only_translation else [(None, piece.text)]), *piece.translations]
-        _check_free(piece.source, [path for _, path in wanted], overwrite=wish.overwrite)  # before the first of them is begun
-        outs = [(code, files.enter_context(_text_file(piece.source, path, overwrite=wish.overwrite))) for code, path in wanted]
-        yield RendererGroup([CaptionRenderer(out, wish.form, code) for code, out in outs])
-
-
-def _check_free(source: Path, paths: Iterable[Path], *, overwrite: bool) -> None:
-    for path in paths:
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{source}: {path} is there already; add --overwrite to replace it")
+            yield make_renderer(wish.form, outs[0][1], options, name=name, only_translation=wish.only_translation)
 
 
 @contextmanager
-def _text_file(source: Path, path: Path, *, overwrite: bool) -> Generator[TextIO]:
+def _text_file(source: Path, path: Path) -> Generator[TextIO]:
     """Where text goes: under its name once all of it is there, until then under the name with ".part", which stays if the source breaks
-    off and something was heard of it. Raises ConfigError naming both, also for a path that is there already."""
-    _check_free(source, [path], overwrite=overwrite)
+    off and something was heard of it. Raises ConfigError naming both."""
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,8 +32,7 @@ def sentences(tokenizer: Tokenizer, ids: Sequence[int]) -> list[list[int]]:
             continue  # inside a word, or a mark
         if end - begin > _LONGEST_TOKENS and cuts:
             begin = _cut(tokenizer, ids, begin, cuts, found)
-        text = tokenizer.decode(ids[begin:end]).rstrip()
-        if ends_sentence(text):
+        if ends_sentence(tokenizer.decode(ids[begin:end])):
             found.append(list(ids[begin:end]))
             begin, cuts = end, []
         else:
