@@ -107,8 +107,12 @@ def test_words_from_the_microphone(page: Page, tmp_path: Path) -> None:
     finally:
         service.stop()  # and the recording is whole
     assert committed == words_received(tmp_path / "kept")[:2]
-    # Where the machine is busy Chromium's fake microphone itself has holes, and a word with a hole in it is two.
-    assert [re.sub(r"\b(\w+) \1\b", r"\1", text) for text in committed] == [FIRST, SECOND]
+    assert [without_holes(text) for text in committed] == [FIRST, SECOND]
+
+
+def without_holes(text: str) -> str:
+    """Where the machine is busy Chromium's fake microphone itself has holes, and a word with a hole in it is two."""
+    return re.sub(r"\b(\w+) \1\b", r"\1", text)
 
 
 def words_received(folder: Path) -> list[str]:
@@ -435,11 +439,11 @@ def test_the_microphone_outlasts_a_session_that_the_server_ends(page: Page, serv
     page.open(service.port)
     page.driver.execute_script(WATCH)
     page.press("#start")
-    page.until(lambda: FIRST in page.texts(".committed"))
+    page.until(lambda: FIRST in map(without_holes, page.texts(".committed")))
     service.end_sessions()
-    page.until(lambda: page.texts(".committed")[-1].endswith("cold here"))
+    page.until(lambda: without_holes(page.texts(".committed")[-1]).endswith("cold here"))
     page.until_state("Listening")
-    assert page.texts(".committed")[0] == FIRST and page.texts(".note") == [] and page.find("#error") is None
+    assert without_holes(page.texts(".committed")[0]) == FIRST and page.texts(".note") == [] and page.find("#error") is None
     page.press("#start")
     page.until_state("Finished")
     check_steadiness(page.driver.execute_script("return window.seen"))

@@ -17,6 +17,7 @@ from dragoman.stream.engine import Engine
 from dragoman.stream.events import Word
 from dragoman.stream.server import make_app
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
@@ -129,8 +130,15 @@ class Page:
         return [text.strip() for text in found]
 
     def until(self, condition: Any, patience_s: float = PATIENCE_S) -> Any:
-        what = f"state {self.driver.execute_script('return document.body?.innerText')!r}"
-        return WebDriverWait(self.driver, patience_s, poll_frequency=0.1).until(lambda _: condition(), f"waited in vain; at first {what}")
+        shown = [self._all_text()]
+        try:
+            return WebDriverWait(self.driver, patience_s, poll_frequency=0.1).until(lambda _: condition())
+        except TimeoutException as late:
+            shown.append(self._all_text())
+            raise TimeoutException(f"waited {patience_s} s in vain; the page at first, and now: {shown}") from late
+
+    def _all_text(self) -> str:
+        return self.driver.execute_script("return document.body?.innerText ?? ''")
 
     def until_state(self, text: str, patience_s: float = PATIENCE_S) -> None:
         self.until(lambda: text in self.text("#state"), patience_s)
