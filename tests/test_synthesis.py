@@ -9,7 +9,8 @@ import pytest
 from dragoman.model.config import SAMPLE_RATE
 from dragoman.model.errors import AudioFormatError, BackendError, ConfigError
 from dragoman.model.store import Store
-from dragoman.model.training.synthesis import mend, read_sentences, synthesise, trimmed
+from dragoman.model.training.hibari import Hibari, at, stretched, uneven
+from dragoman.model.training.synthesis import mend, read_sentences, synthesise, trimmed, voice_named
 from dragoman.model.training.voices import Flite, Utterance
 
 SENTENCES = ["one", "two", "", "unsayable", "far too long"]
@@ -118,3 +119,39 @@ def test_trimmed() -> None:
 def test_a_missing_command_says_what_to_install() -> None:
     with pytest.raises(BackendError, match="apt-get install flite"):
         Flite("no-such-command-of-flite")
+
+
+def test_a_voice_is_found_by_its_name() -> None:
+    with pytest.raises(ConfigError, match="'flit', expected one of flite, hibari"):
+        voice_named("flit")
+
+
+def test_hibari_is_many_voices() -> None:
+    """What it says of a sentence depends on the chance alone, and is heard by the small default (tests/test_cli.py asks no less of it)."""
+    pytest.importorskip("hibari")
+    voice, text = Hibari(), "The boat will leave the harbour at noon."
+    one, again, other = (voice.say(text, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(one.samples, again.samples) and one.speaker == again.speaker
+    assert other.speaker != one.speaker and len(other.samples) != len(one.samples)
+    for said in (one, other):
+        assert said.samples.dtype == np.float32 and np.isfinite(said.samples).all() and 0.05 < np.abs(said.samples).max() < 1.5
+        assert 1.5 < len(said.samples) / SAMPLE_RATE < 5.0
+    with pytest.raises(AudioFormatError, match="no sounds for '   '"):
+        voice.say("   ", np.random.default_rng(0))
+
+
+def test_formants_are_moved_and_time_is_not() -> None:
+    spectra = np.zeros((601, 3), np.float32)
+    spectra[100] = [1.0, 2.0, 3.0]  # a formant at 2 kHz
+    for factor, bin_ in ((1.0, 100), (1.2, 120), (0.9, 90)):
+        moved = stretched(spectra, factor)
+        assert moved.shape == spectra.shape and list(moved.argmax(0)) == [bin_] * 3
+    assert np.array_equal(stretched(spectra, 1.0), spectra)
+
+
+def test_syllables_go_faster_and_slower_in_their_order() -> None:
+    places = uneven(400, np.random.default_rng(0))
+    assert places[0] == 0.0 and places[-1] <= 399 and (np.diff(places) > 0.3).all() and (np.diff(places) < 3.0).all()
+    assert np.diff(places).std() > 0.1 and 250 < len(places) < 600
+    frames = np.arange(400, dtype=np.float32)[None]
+    assert np.allclose(at(frames, places)[0], places, atol=1e-3)

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("rapidfuzz", reason="needs the extra train")
 pytest.importorskip("scipy", reason="needs the extra train")
 
+import scipy.signal  # noqa: E402
 import soundfile  # noqa: E402
 import tokenizers  # noqa: E402
 from dragoman.model.checkpoint import Model, load_model  # noqa: E402
@@ -26,7 +27,7 @@ from dragoman.model.errors import AudioFormatError, BackendError, ConfigError  #
 from dragoman.model.store import Store  # noqa: E402
 from dragoman.model.training import text  # noqa: E402
 from dragoman.model.training.align import spread_characters, viterbi, word_ends  # noqa: E402
-from dragoman.model.training.augment import AugmentOptions, Change, draw_change, equalise, mute  # noqa: E402
+from dragoman.model.training.augment import AugmentOptions, Change, Wave, draw_change, equalise, move_formants, mute  # noqa: E402
 from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
 from dragoman.model.training.grow import grow  # noqa: E402
 from dragoman.model.training.grow import main as grow_folder  # noqa: E402
@@ -227,6 +228,42 @@ def test_the_equaliser_raises_its_bands_and_leaves_the_rest():
     assert without.factor == asked.factor and not without.bands, "runs that do not ask for it draw what they drew before"
 
 
+def test_formants_are_moved_and_pitch_and_time_are_not():
+    pulses = np.zeros(16_000)
+    pulses[::130] = 1.0  # 123 Hz
+    vowel = pulses
+    for hertz in (700.0, 1500.0, 2600.0):
+        turn, radius = 2 * np.pi * hertz / 16_000, 0.97
+        vowel = scipy.signal.lfilter([1.0], [1.0, -2 * radius * np.cos(turn), radius**2], vowel)
+    vowel = (vowel / np.abs(vowel).max()).astype(np.float32)
+    assert np.allclose(move_formants(vowel, 1.0), vowel, atol=1e-5)
+    for factor in (0.87, 1.12):
+        moved = move_formants(vowel, factor)
+        assert moved.shape == vowel.shape and moved.dtype == np.float32
+        for hertz in (700.0, 1500.0):
+            assert abs(loudest(moved, hertz * factor * 0.8, hertz * factor * 1.2) / (hertz * factor) - 1) < 0.07
+        echo = np.correlate(moved, moved, "full")[len(moved) :]
+        assert int(np.argmax(echo[60:400])) + 61 == 130
+    for short in (np.zeros(0, np.float32), np.ones(100, np.float32), np.zeros(1000, np.float32)):
+        moved = move_formants(short, 1.1)
+        assert moved.shape == short.shape and np.isfinite(moved).all()
+
+
+def loudest(wave: Wave, low: float, high: float) -> float:
+    """The frequency (hertz) between two at which the spectrum, smoothed over harmonics, is highest."""
+    hertz, power = scipy.signal.welch(wave, 16_000, nperseg=256, nfft=4096)
+    inside = (hertz >= low) & (hertz <= high)
+    return float(hertz[inside][np.argmax(power[inside])])
+
+
+def test_a_share_of_clips_has_other_formants():
+    rng = np.random.default_rng(5)
+    drawn = [draw_change([], AugmentOptions(formants=0.5), rng).formants for _ in range(200)]
+    assert 70 < sum(factor != 1.0 for factor in drawn) < 130 and all(0.86 < factor < 1.17 for factor in drawn)
+    wave = rng.standard_normal(4000).astype(np.float32)
+    assert not np.array_equal(Change(formants=1.1).of(wave), wave)
+
+
 def test_a_muted_band_is_gone_and_the_rest_is_there():
     wave = np.random.default_rng(0).standard_normal(160_000).astype(np.float32)
     before, after = (np.abs(np.fft.rfft(x)) ** 2 for x in (wave, mute(wave, 1000.0, 2000.0)))
@@ -243,7 +280,7 @@ def test_a_muted_band_is_gone_and_the_rest_is_there():
 @given(samples=st.integers(600, 5000), factor=st.floats(0.85, 1.15), tilt=st.booleans(), room=st.booleans())
 def test_how_long_a_changed_clip_will_be_is_known_before(samples: int, factor: float, tilt: bool, room: bool):
     response = np.array([0.1, 1.0, 0.3], np.float32) if room else None
-    change = Change(factor, 0.5 if tilt else None, response, bands=((300.0, 3.0),), muted=(500.0, 900.0))
+    change = Change(factor, 0.5 if tilt else None, response, bands=((300.0, 3.0),), muted=(500.0, 900.0), formants=1.1)
     assert len(change.of(np.ones(samples, np.float32))) == change.samples(samples)
     assert Change().samples(samples) == samples
 

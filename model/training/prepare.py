@@ -20,9 +20,8 @@ from .labels import write_labels
 from .processes import process_pool
 from .speech import Speech
 from .store import build_from_folder, build_from_shards
-from .synthesis import read_sentences, synthesise
+from .synthesis import read_sentences, synthesise, voice_named
 from .teachers import write_features
-from .voices import Flite
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,8 @@ class StoreOptions:
     weight: float = 1.0  # share of its labelled clips in the batches, for each second
     shards: str | None = None  # folder of tar shards with a manifest.tsv
     audio: str | None = None  # folder of sound files with a .txt beside each
-    reads: str | None = None  # text file, one sentence a line, read by flite's voices (synthesis.py) for ``hours``
+    reads: str | None = None  # text file, one sentence a line, that a synthesiser reads (synthesis.py) for ``hours``
+    voice: str = "flite"  # which: one of synthesis.VOICES
     hours: float = 8.0
     features: bool = True  # regress the teacher's features on it
     labels: float | None = None  # take the teachers' texts (labels.py), for clips without a transcript at this share of ``weight``
@@ -130,7 +130,7 @@ def make_store(store: StoreOptions, workers: int = 1) -> None:
     """Decode, by so many processes, or synthesise one store. Raises ConfigError where nothing says what it is made from."""
     folder = user_path(store.folder)
     if store.reads is not None:
-        synthesise(Flite(), read_sentences(user_path(store.reads)), folder, hours=store.hours)
+        synthesise(voice_named(store.voice), read_sentences(user_path(store.reads)), folder, hours=store.hours)
     elif not (folder / "clips.tsv").exists():
         part = folder.with_name(f"part.{folder.name}")  # a store that stands under its name is whole
         shutil.rmtree(part, ignore_errors=True)

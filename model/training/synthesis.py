@@ -24,11 +24,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..config import SAMPLE_RATE
 from ..errors import AudioFormatError, ConfigError
 from ..store import COLUMNS, read_clips
+from .hibari import Hibari
 from .store import StoreWriter
 from .voices import Flite, Utterance, Voice
 
 log = logging.getLogger(__name__)
 
+VOICES = ("flite", "hibari")  # that need no files of their own
 CLIPS_AT_ONCE = 16  # written together: what a killed run loses at most
 LOG_EVERY_S = 60.0
 
@@ -73,6 +75,13 @@ def mend(folder: Path) -> None:
         file.truncate(good_bytes)
     with audio.open("r+b") as file:
         file.truncate(end_samples * 2)
+
+
+def voice_named(name: str) -> Voice:
+    """One of ``VOICES``. Raises ConfigError for another name, BackendError where the synthesiser is not installed."""
+    if name not in VOICES:
+        raise ConfigError(f"the voice is {name!r}, expected one of {', '.join(VOICES)}")
+    return Flite() if name == "flite" else Hibari()
 
 
 def plan(sentences: Sequence[str], known: set[str], *, source: str, first_line: int) -> Iterator[tuple[str, int, int, str]]:
@@ -180,7 +189,7 @@ class Meter:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dragoman.model.training.synthesis", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--voice", choices=("flite", "kokoro"), required=True)
+    add("--voice", choices=(*VOICES, "kokoro"), required=True)
     add("--sentences", type=Path, required=True, help="text file, one sentence a line, cased and punctuated")
     add("--hours", type=float, required=True, help="hours the store shall hold from this voice")
     add("--out", type=Path, required=True, help="store folder; an existing one is continued")
@@ -196,8 +205,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _voice(options: argparse.Namespace) -> Voice:
-    if options.voice == "flite":
-        return Flite()
+    if options.voice in VOICES:
+        return voice_named(options.voice)
     paths = (options.kokoro_model, options.kokoro_vocabulary, options.kokoro_voices)
     if None in paths:
         raise ConfigError("--voice kokoro needs --kokoro-model, --kokoro-vocabulary and --kokoro-voices")
