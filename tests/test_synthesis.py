@@ -108,6 +108,8 @@ def test_read_sentences_keeps_line_numbers(tmp_path: Path) -> None:
     path.write_text("\n \n", encoding="utf-8")
     with pytest.raises(ConfigError, match="none was found"):
         read_sentences(path)
+    with pytest.raises(ConfigError, match="none.txt does not exist; expected a text file, one sentence a line"):
+        read_sentences(tmp_path / "none.txt")
 
 
 def test_trimmed() -> None:

@@ -28,8 +28,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import tokenizers
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 from torch import Tensor, nn
@@ -44,6 +46,7 @@ from . import pieces, text
 from .augment import AugmentOptions
 from .batches import Batches
 from .dictation import AROUND, ClipOptions, Dictation, Dictations, whole_clip
+from .frames import covariance, span
 from .heads import FAR_STEP, HEAD_BATCHES, least_squares
 from .moonshine import Decoder, load_decoder, run_layer
 from .optim import Muon, split_parameters
@@ -60,6 +63,7 @@ from .trainer import Trainer, shared_options
 from .unjoin import unjoin
 
 FRAMES_PER_S = 25
+HELD = "held.pt"  # in a run's folder: ``ListeningTrainer.held``
 CUT_TOKENS = 5  # before a cut, <eos> among them: three words or so
 CLIPS_AT_ONCE = 12  # of a dev split, that are about equally long
 
@@ -103,6 +107,7 @@ class ListeningOptions:
     text: str | None = None  # folder of texts that the first of ``texts`` are made from (sentences.py), where they do not exist
     texts: tuple[str, ...] = ()  # text files, one sentence a line, that are counted beside the transcripts, and tell the case of these
     sources: dict[str, float] = field(default_factory=dict)  # how often clips of a source are drawn; one not named: 1.0
+    strongest: int = 0  # of the directions of a frame, how many are kept whole (frames.py); 0: the projector looks where it likes
     mutual_error: float = 0.4  # clips on which the two teachers differ in a smaller share of words are learnt from (labels.py)
     probe_split: str | None = None  # dev split of the first store that is listened to while the run goes on
     batches: ClipOptions = field(default_factory=ClipOptions)
@@ -208,10 +213,11 @@ def audio_heard(batch: Batch) -> Tensor:
 class ListeningTrainer(Trainer):
     """The loop of :mod:`.trainer`, with a rate of its own for the decoder. What is saved is the whole listener."""
 
-    def __init__(self, listener: Listener, dictations: Dictations, folder: Path, rates: RateOptions) -> None:
+    def __init__(self, listener: Listener, dictations: Dictations, folder: Path, rates: RateOptions, held: Tensor | None = None) -> None:
+        """``held`` [n, n]: what of a frame the projector looks at (:mod:`.frames`); None: it looks where it likes."""
         # Of the two it asks no more than any module and any data set have; what it does ask a student, ``update`` does here.
         super().__init__(cast("Student", listener), cast("Batches", dictations), folder, shared_options(rates))
-        self.listener, self.dictations, self.rates = listener, dictations, rates
+        self.listener, self.dictations, self.rates, self.held = listener, dictations, rates, held
         matrices, rest = split_parameters(listener.student)
         self.muon = Muon(matrices, lr=rates.muon_lr, weight_decay=rates.weight_decay)
         learns = [(name, p) for name, p in listener.decoder.named_parameters() if p.requires_grad]
@@ -219,6 +225,17 @@ class ListeningTrainer(Trainer):
         own = [*rest, *listener.adapt.parameters(), *listener.features.parameters()]
         groups = [{"params": own}, {"params": looks}, {"params": writes}]
         self.adam = torch.optim.AdamW(groups, lr=rates.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Bring the projector back to what it may look at."""
+        if self.held is not None:
+            weight = self.listener.student.projector.embedding_projection.weight
+            weight.copy_(weight @ self.held)
+
+    def _average(self) -> None:
+        self.hold()
+        super()._average()
 
     def update(self, batch: Any) -> dict[str, float]:
         """One step with a Dictation."""
@@ -319,13 +336,28 @@ def build_trainer(options: ListeningOptions) -> ListeningTrainer:
     Taught(options.batches.delay_frames).write(run)
     listener = Listener(student, decoder, speech.spread, rates)
     dictations = Dictations(speech, tokenizer, options.batches, rates.seed)
-    trainer = ListeningTrainer(listener, dictations, run, rates)
+    trainer = ListeningTrainer(listener, dictations, run, rates, held_span(options, speech, student))
+    trainer.hold()
     if not trainer.resume():
         fit_adapt(listener, [dictations[FAR_STEP + i].batch for i in range(HEAD_BATCHES)])
         if joined:
             unjoin(load_model(start), decoder, listener.adapt, listener.mean, listener.spread)
         trainer.averaged |= {name: value.clone() for name, value in listener.state_dict().items()}
     return trainer
+
+
+def held_span(options: ListeningOptions, speech: Speech, student: Student) -> Tensor | None:
+    """What of a frame the projector may look at: made when the run begins, of its start. Raises ConfigError."""
+    if not options.strongest:
+        return None
+    path = user_path(options.folder) / HELD
+    if not path.exists():
+        chance, frame = np.random.default_rng(options.train.seed), student.config.audio.frame_samples
+        order = (speech.labelled[i] for i in chance.permutation(len(speech.labelled)))
+        waves = (speech.stores[which].samples(clip) for which, clip, _ in order)
+        energy = covariance(sliding_window_view(wave, frame)[::frame] for wave in waves if len(wave) >= frame)
+        torch.save(span(student.projector.embedding_projection.weight, energy, options.strongest), path)
+    return torch.load(path, weights_only=True)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import torch
 from ..checkpoint import load_model
 from ..config import read_model_config
 from ..errors import ConfigError
-from .listening import Listener, ListeningOptions, first_layers, load_listener, published_decoder, read_options, read_tokenizer
+from .listening import HELD, Listener, ListeningOptions, first_layers, load_listener, published_decoder, read_options, read_tokenizer
 from .prepare import user_path
 from .unjoin import unjoin
 
@@ -38,6 +38,9 @@ def begun(options: ListeningOptions, like: Listener) -> Listener:
     first.student.load_state_dict(first_layers(start, options.layers).state_dict())
     first.decoder.load_state_dict(published_decoder(read_tokenizer(run), options.decoder_layers).state_dict())
     unjoin(load_model(start), first.decoder, first.adapt, first.mean, first.spread)
+    if (run / HELD).exists():  # from its first step on the run looked at no more of a frame
+        weight = first.student.projector.embedding_projection.weight
+        weight.data = weight.data @ torch.load(run / HELD, weights_only=True)
     return first
 
 

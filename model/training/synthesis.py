@@ -46,6 +46,8 @@ def trimmed(samples: NDArray[np.float32], *, keep_s: float = 0.15, floor: float 
 
 def read_sentences(path: Path, *, longest_words: int = 40) -> list[str]:
     """The lines of a text file, white space made single; empty and over-long lines become "" so that numbers stay line numbers."""
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; expected a text file, one sentence a line (sentences.py and passages.py make some)")
     lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
     sentences = [line if len(line.split()) <= longest_words else "" for line in lines]
     if not any(sentences):
