@@ -129,7 +129,7 @@ def test_a_voice_is_found_by_its_name() -> None:
 
 
 def test_hibari_is_many_voices() -> None:
-    """What it says of a sentence depends on the chance alone, and is heard by the small default (tests/test_cli.py asks no less of it)."""
+    """How it says a sentence depends on the chance alone."""
     pytest.importorskip("hibari")
     voice, text = Hibari(), "The boat will leave the harbour at noon."
     one, again, other = (voice.say(text, np.random.default_rng(seed)) for seed in (1, 1, 2))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import re
 import shutil
 import time
@@ -356,7 +357,9 @@ def held_span(options: ListeningOptions, speech: Speech, student: Student) -> Te
         order = (speech.labelled[i] for i in chance.permutation(len(speech.labelled)))
         waves = (speech.stores[which].samples(clip) for which, clip, _ in order)
         energy = covariance(sliding_window_view(wave, frame)[::frame] for wave in waves if len(wave) >= frame)
-        torch.save(span(student.projector.embedding_projection.weight, energy, options.strongest), path)
+        part = path.with_name(f"{HELD}.part")  # a kill at any moment leaves a whole file
+        torch.save(span(student.projector.embedding_projection.weight, energy, options.strongest), part)
+        os.replace(part, path)
     return torch.load(path, weights_only=True)
 
 
