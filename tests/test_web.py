@@ -206,7 +206,7 @@ new MutationObserver(() => window.drafts.push([...document.querySelectorAll('.tr
 @pytest.mark.parametrize("width", [1280, 640])
 def test_drafts_of_translations_are_grey_and_give_way_to_the_translation(page: Page, service: Service, clip: Path, width: int) -> None:
     """Side by side, and on a narrow screen below the text."""
-    page.driver.set_window_size(width, 800)
+    page.resize(width, 800)
     try:
         page.open(service.port)
         page.ask_for("de", "fr")
@@ -220,7 +220,7 @@ def test_drafts_of_translations_are_grey_and_give_way_to_the_translation(page: P
         seen = page.driver.execute_script("return window.drafts")
         tentative = page.driver.execute_script("return getComputedStyle(document.querySelector('.tail')).color")
     finally:
-        page.driver.set_window_size(1280, 800)
+        page.resize(1280, 800)
     drafts = {one["draft"] for rows in seen for one in rows if one["draft"] not in (None, "…")}
     assert len(drafts) >= 4
     whole = [scripted_translation(text, code) for text in (FIRST, SECOND) for code in ("de", "fr")]
@@ -777,7 +777,7 @@ def test_a_key_in_the_address_is_taken_out_of_it(page: Page, locked: Service) ->
 def test_many_languages_stand_below_each_other(page: Page, service: Service, clip: Path) -> None:
     """Where four columns would have no room, and on the wall; two of them stay side by side."""
     page.open(service.port)
-    page.driver.set_window_size(1000, 800)
+    page.resize(1000, 800)
     page.ask_for("de", "fr", "es")
     page.choose_file(clip)
     page.until_state("Finished")
@@ -789,8 +789,8 @@ def test_many_languages_stand_below_each_other(page: Page, service: Service, cli
     page.press("#large")
     assert len(set(page.driver.execute_script(where))) == 1
     page.press("#leave")
-    page.driver.set_window_size(1600, 900)
-    assert len(set(page.driver.execute_script(where))) == 4
+    page.resize(1600, 900)
+    page.until(lambda: len(set(page.driver.execute_script(where))) == 4)
 
 
 def test_only_languages_that_were_chosen_are_remembered(page: Page, service: Service) -> None:

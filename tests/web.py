@@ -143,6 +143,18 @@ class Page:
     def until_state(self, text: str, patience_s: float = PATIENCE_S) -> None:
         self.until(lambda: text in self.text("#state"), patience_s)
 
+    def resize(self, width: int, height: int) -> None:
+        """Asked again until the page is as wide: a window that leaves full screen takes back the size that it had."""
+        self.until(lambda: not self.driver.execute_script("return document.fullscreenElement"))
+
+        def wide() -> bool:
+            if abs(self.driver.execute_script("return innerWidth") - width) < 40:  # a scroll bar may stand beside it
+                return True
+            self.driver.set_window_size(width, height)
+            return False
+
+        self.until(wide)
+
     def choose_file(self, path: Path) -> None:
         """Opening a file starts its stream."""
         self.press("#sources label:nth-of-type(3)")

@@ -1,10 +1,10 @@
 """What of a frame a narrow model looks at.
 
 A projector of n = 640 samples into d < n numbers keeps d directions of a frame; all others leak into these, and no layer can tell them
-apart again. Adam's steps are as large in directions of hardly any energy as in those of nearly all, so the rows of v7's, learnt without
-care, kept little more of the bands' energies than rows drawn by chance do (bench/what_frames_keep.py). Here a projector is held to a span
-of d directions: those of most energy in speech, which are kept whole, and beside them those of the rest that it answers to most. These
-are a sample of what is high and faint, where a band's strength alone tells sounds apart, and some of its directions tell that.
+apart again. The rows of v7's, learnt without care, kept little more of the bands' energies than rows drawn by chance do
+(bench/what_frames_keep.py): Adam's steps are as large in directions of hardly any energy as in those of nearly all. Here a projector is
+held to a span of d directions: those of most energy in speech, which are kept whole, and beside them those of the rest that it answers to
+most. These are a sample of what is high and faint, where a band's strength alone tells sounds apart, and some of its directions tell that.
 """
 
 from __future__ import annotations
