@@ -19,7 +19,7 @@ from dragoman.model.checkpoint import load_model
 from dragoman.model.config import SAMPLE_RATE
 from dragoman.model.load import model_folder
 from dragoman.model.store import Store
-from dragoman.model.training.frames import covariance
+from dragoman.model.training.frames import covariance, likeliest
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -56,12 +56,6 @@ def bands(frames: Matrix, window: int, places: Sequence[int], count: int) -> Mat
     return np.log(energy + FLOOR * energy.mean((0, 1)))
 
 
-def likeliest(frames: Matrix, rows: Matrix, energy: Matrix) -> Matrix:
-    """What frames [n, samples] are expected to be, given rows [d, samples] @ frame."""
-    seen = rows @ energy
-    return frames @ rows.T @ np.linalg.pinv(seen @ rows.T, rcond=1e-10) @ seen
-
-
 def foretold(true: Matrix, guess: Matrix) -> Matrix:
     """[n, w, b] twice → [b]: share of the variance, by the best straight line for each band."""
     return np.array([np.corrcoef(true[..., b].ravel(), guess[..., b].ravel())[0, 1] ** 2 for b in range(true.shape[-1])])
@@ -82,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = Table("variance of log energies foretold", *(f"{name}: mean, quarters" for name, *_ in RESOLUTIONS))
     true = [bands(frames, *how) for _, *how in RESOLUTIONS]
     for name, rows in seen.items():
-        guess = likeliest(frames, rows[: min(wide, samples)], energy)
+        guess = frames @ (likeliest(rows, energy) @ rows).T
         shares = [foretold(real, bands(guess, *how)) for real, (_, *how) in zip(true, RESOLUTIONS, strict=True)]
         table.add_row(name, *(f"{s.mean():.2f}: " + " ".join(f"{part.mean():.2f}" for part in np.split(s, 4)) for s in shares))
     Console().print(table)

@@ -9,7 +9,8 @@ import pytest
 from dragoman.model.config import SAMPLE_RATE
 from dragoman.model.errors import AudioFormatError, BackendError, ConfigError
 from dragoman.model.store import Store
-from dragoman.model.training.hibari import Hibari, at, stretched, uneven
+from dragoman.model.training.curves import at
+from dragoman.model.training.hibari import Hibari, stretched, uneven
 from dragoman.model.training.synthesis import mend, read_sentences, synthesise, trimmed, voice_named
 from dragoman.model.training.voices import Flite, Utterance
 

@@ -130,15 +130,12 @@ class Page:
         return [text.strip() for text in found]
 
     def until(self, condition: Any, patience_s: float = PATIENCE_S) -> Any:
-        shown = [self._all_text()]
+        shown = [self.text("body")]
         try:
             return WebDriverWait(self.driver, patience_s, poll_frequency=0.1).until(lambda _: condition())
         except TimeoutException as late:
-            shown.append(self._all_text())
+            shown.append(self.text("body"))
             raise TimeoutException(f"waited {patience_s} s in vain; the page at first, and now: {shown}") from late
-
-    def _all_text(self) -> str:
-        return self.driver.execute_script("return document.body?.innerText ?? ''")
 
     def until_state(self, text: str, patience_s: float = PATIENCE_S) -> None:
         self.until(lambda: text in self.text("#state"), patience_s)

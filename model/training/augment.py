@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import fft, signal
 
 from ..config import SAMPLE_RATE
+from .curves import at
 
 Wave = NDArray[np.float32]
 FORMANT_WINDOW = 512  # samples
@@ -85,10 +86,7 @@ def move_formants(wave: Wave, factor: float) -> Wave:
     cepstra = np.asarray(fft.irfft(np.log(np.abs(spectra) + 1e-5)), np.float32)
     cepstra[:, SMOOTHED:-SMOOTHED] = 0.0
     envelope = np.asarray(fft.rfft(cepstra), np.complex64).real
-    places = np.minimum(np.arange(hop + 1) / factor, hop)
-    below = np.minimum(places.astype(int), hop - 1)
-    part = (places - below).astype(np.float32)
-    moved = envelope[:, below] * (1 - part) + envelope[:, below + 1] * part
+    moved = at(envelope, np.minimum(np.arange(hop + 1) / factor, hop))
     frames = np.asarray(fft.irfft(spectra * np.exp(np.clip(moved - envelope, -3.0, 3.0))), np.float32) * window
     halves = frames.reshape(-1, 2, hop)
     return (halves[1:, 0] + halves[:-1, 1]).reshape(-1)[: len(wave)].astype(np.float32)

@@ -49,6 +49,17 @@ def span(weight: Tensor, energy: Matrix, strongest: int) -> Tensor:
     strong, faint, spread = vectors[:, :strongest].T, vectors[:, strongest:], np.sqrt(values[strongest:])
     answers = np.linalg.svd(places @ faint * spread, full_matrices=False)[2][: wide - strongest]
     kept = np.concatenate([strong, answers / spread @ faint.T])
-    seen = kept @ energy
-    # The expected frame, given what is kept of it (Wiener): what is left out is put where it is likeliest to be.
-    return torch.from_numpy(seen.T @ np.linalg.pinv(seen @ kept.T, rcond=1e-10) @ kept).to(weight)
+    return torch.from_numpy(likeliest(kept, energy) @ kept).to(weight)
+
+
+def likeliest(rows: Matrix, energy: Matrix) -> Matrix:
+    """rows [d, n], covariance [n, n] → [n, d], by which ``rows @ frame`` becomes the expected frame (Wiener): what the rows do not tell is
+    put where it is likeliest to be."""
+    seen = rows @ energy
+    return seen.T @ np.linalg.pinv(seen @ rows.T, rcond=1e-10)
+
+
+@torch.no_grad()
+def hold(weight: Tensor, held: Tensor) -> None:
+    """Bring a projector's weights [d, n] back to what it may look at, of :func:`span`."""
+    weight.copy_(weight @ held)

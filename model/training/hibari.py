@@ -14,12 +14,12 @@ import soxr
 from numpy.typing import NDArray
 
 from ..errors import AudioFormatError, BackendError
+from .curves import Curves, at
 from .store import SAMPLE_RATE
 from .voices import Utterance
 
 FRAMES_PER_S = 80
 UNVOICED_HZ = 40.0  # a pitch of no more is none (hibari.dsp.pulses)
-Curves = NDArray[np.float32]
 
 
 class Hibari:
@@ -60,14 +60,6 @@ class Hibari:
             f0 = np.where(voiced, pitch * mean * (np.maximum(f0, UNVOICED_HZ) / mean) ** moves, 0.0).astype(np.float32)
         louder = np.float32(chance.uniform(-0.5, 0.7))  # 4 dB less breath to 6 dB more
         return self._dsp.synth(harmonics, turn, breath + louder, free, phase, f0, chance)
-
-
-def at(curves: Curves, places: NDArray[np.float64]) -> Curves:
-    """[n, F] → [n, F']: the frames at these places, between which lines are straight."""
-    below = np.floor(places).astype(int)
-    above = np.minimum(below + 1, curves.shape[1] - 1)
-    part = (places - below).astype(np.float32)
-    return np.ascontiguousarray(curves[:, below] * (1 - part) + curves[:, above] * part, np.float32)
 
 
 def uneven(frames: int, chance: np.random.Generator) -> NDArray[np.float64]:

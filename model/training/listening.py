@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import re
 import shutil
 import time
@@ -47,7 +46,7 @@ from . import pieces, text
 from .augment import AugmentOptions
 from .batches import Batches
 from .dictation import AROUND, ClipOptions, Dictation, Dictations, whole_clip
-from .frames import covariance, span
+from .frames import covariance, hold, span
 from .heads import FAR_STEP, HEAD_BATCHES, least_squares
 from .moonshine import Decoder, load_decoder, run_layer
 from .optim import Muon, split_parameters
@@ -60,7 +59,7 @@ from .rows import IGNORE, Batch, collate
 from .speech import Speech
 from .student import Depths, Student
 from .teachers import SPREAD, WIDTH
-from .trainer import Trainer, shared_options
+from .trainer import Trainer, save_whole, shared_options
 from .unjoin import unjoin
 
 FRAMES_PER_S = 25
@@ -227,12 +226,10 @@ class ListeningTrainer(Trainer):
         groups = [{"params": own}, {"params": looks}, {"params": writes}]
         self.adam = torch.optim.AdamW(groups, lr=rates.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
-    @torch.no_grad()
     def hold(self) -> None:
         """Bring the projector back to what it may look at."""
         if self.held is not None:
-            weight = self.listener.student.projector.embedding_projection.weight
-            weight.copy_(weight @ self.held)
+            hold(self.listener.student.projector.embedding_projection.weight, self.held)
 
     def _average(self) -> None:
         self.hold()
@@ -338,8 +335,8 @@ def build_trainer(options: ListeningOptions) -> ListeningTrainer:
     listener = Listener(student, decoder, speech.spread, rates)
     dictations = Dictations(speech, tokenizer, options.batches, rates.seed)
     trainer = ListeningTrainer(listener, dictations, run, rates, held_span(options, speech, student))
-    trainer.hold()
     if not trainer.resume():
+        trainer.hold()
         fit_adapt(listener, [dictations[FAR_STEP + i].batch for i in range(HEAD_BATCHES)])
         if joined:
             unjoin(load_model(start), decoder, listener.adapt, listener.mean, listener.spread)
@@ -357,9 +354,7 @@ def held_span(options: ListeningOptions, speech: Speech, student: Student) -> Te
         order = (speech.labelled[i] for i in chance.permutation(len(speech.labelled)))
         waves = (speech.stores[which].samples(clip) for which, clip, _ in order)
         energy = covariance(sliding_window_view(wave, frame)[::frame] for wave in waves if len(wave) >= frame)
-        part = path.with_name(f"{HELD}.part")  # a kill at any moment leaves a whole file
-        torch.save(span(student.projector.embedding_projection.weight, energy, options.strongest), part)
-        os.replace(part, path)
+        save_whole(span(student.projector.embedding_projection.weight, energy, options.strongest), path)
     return torch.load(path, weights_only=True)
 
 

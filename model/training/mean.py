@@ -21,6 +21,7 @@ import torch
 from ..checkpoint import load_model
 from ..config import read_model_config
 from ..errors import ConfigError
+from .frames import hold
 from .listening import HELD, Listener, ListeningOptions, first_layers, load_listener, published_decoder, read_options, read_tokenizer
 from .prepare import user_path
 from .unjoin import unjoin
@@ -39,8 +40,7 @@ def begun(options: ListeningOptions, like: Listener) -> Listener:
     first.decoder.load_state_dict(published_decoder(read_tokenizer(run), options.decoder_layers).state_dict())
     unjoin(load_model(start), first.decoder, first.adapt, first.mean, first.spread)
     if (run / HELD).exists():  # from its first step on the run looked at no more of a frame
-        weight = first.student.projector.embedding_projection.weight
-        weight.data = weight.data @ torch.load(run / HELD, weights_only=True)
+        hold(first.student.projector.embedding_projection.weight, torch.load(run / HELD, weights_only=True))
     return first
 
 

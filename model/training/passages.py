@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..sentences import ends_sentence
-from .sentences import plain, transcripts
+from .sentences import plain, read_lines, transcripts
 
 SHARED_WORDS = 5
 MOST_WORDS = 34  # of a sentence
@@ -79,7 +79,7 @@ def write(manifest: Path, out: Path, *, sentences: Sequence[Path] = (), books: P
     """Returns how many passages were written. Raises ConfigError where there is nothing to read."""
     banned = {run for split, words in transcripts(manifest) if split.startswith("dev") for run in runs_of_words(words)}
     chance, found = random.Random(seed), list[str]()
-    single = kept((line for path in sentences for line in path.read_text(encoding="utf-8").splitlines()), banned)
+    single = kept((line for path in sentences for line in read_lines(path)), banned)
     chance.shuffle(single)
     found += passages(single, chance)
     for path in sorted(books.glob("*.txt")) if books is not None else ():

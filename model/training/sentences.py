@@ -38,7 +38,7 @@ def read_pairs(path: Path) -> tuple[list[str], list[str]]:
 
 def split_pairs(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(English, other) pairs of a file: (for training, held out). Raises ConfigError for a line without a TAB, or too few lines."""
-    lines = [line.split("\t") for line in _lines(path)]
+    lines = [line.split("\t") for line in read_lines(path)]
     short = next((number for number, line in enumerate(lines, 1) if len(line) < 2), None)
     if short is not None:
         raise ConfigError(f"{path}, line {short}: expected English TAB other, got {lines[short - 1][0]!r}")
@@ -68,7 +68,7 @@ def write(text_folder: Path, manifest: Path, out: Path) -> tuple[int, int]:
     files = sorted(text_folder.glob("en-*.tsv.xz"), key=lambda path: path.name)
     parts = [read_pairs(path) for path in files]
     held_out = {plain(sentence) for _, held in parts for sentence in held}
-    prompts = choose(_lines(text_folder / "sentences-en.txt.xz"), dev | train | held_out, least_words=4)
+    prompts = choose(read_lines(text_folder / "sentences-en.txt.xz"), dev | train | held_out, least_words=4)
     pairs = choose((sentence for kept, _ in parts for sentence in kept), dev | held_out, least_words=5)
     rng = random.Random(0)
     rng.shuffle(prompts)
@@ -83,7 +83,8 @@ def write(text_folder: Path, manifest: Path, out: Path) -> tuple[int, int]:
     return len(prompts), len(pairs)
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """Of a text file, which may be packed by xz."""
     with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
         return file.read().splitlines()
 

@@ -30,7 +30,7 @@ from .voices import Flite, Utterance, Voice
 
 log = logging.getLogger(__name__)
 
-VOICES = ("flite", "hibari")  # that need no files of their own
+VOICES = {"flite": Flite, "hibari": Hibari}  # that need no files of their own
 CLIPS_AT_ONCE = 16  # written together: what a killed run loses at most
 LOG_EVERY_S = 60.0
 
@@ -83,7 +83,7 @@ def voice_named(name: str) -> Voice:
     """One of ``VOICES``. Raises ConfigError for another name, BackendError where the synthesiser is not installed."""
     if name not in VOICES:
         raise ConfigError(f"the voice is {name!r}, expected one of {', '.join(VOICES)}")
-    return Flite() if name == "flite" else Hibari()
+    return VOICES[name]()
 
 
 def plan(sentences: Sequence[str], known: set[str], *, source: str, first_line: int) -> Iterator[tuple[str, int, int, str]]:

@@ -59,6 +59,13 @@ def shared_options(given: Any) -> TrainOptions:
     return TrainOptions(**{name: value for name, value in asdict(given).items() if name in TrainOptions.__dataclass_fields__})
 
 
+def save_whole(value: Any, path: Path) -> None:
+    """``torch.save`` by rename: a kill at any moment leaves a whole file."""
+    part = path.with_name(f"{path.name}.part")
+    torch.save(value, part)
+    os.replace(part, path)
+
+
 class Trainer:
     units = "h heard", "x"  # of what ``hours_heard`` counts, and of speed
 
@@ -75,7 +82,7 @@ class Trainer:
 
     # -- state -----------------------------------------------------------------------------------
     def save(self) -> None:
-        """Write ``checkpoint.pt`` by rename: a kill at any moment leaves a whole file."""
+        """Write ``checkpoint.pt``."""
         state = {
             "student": self.student.state_dict(),
             "averaged": self.averaged,
@@ -85,9 +92,7 @@ class Trainer:
             "hours_heard": self.hours_heard,
             "seconds_run": self.seconds_run,
         }
-        part = self.folder / "checkpoint.pt.part"
-        torch.save(state, part)
-        os.replace(part, self.folder / "checkpoint.pt")
+        save_whole(state, self.folder / "checkpoint.pt")
 
     def resume(self) -> bool:
         """Load the last checkpoint if there is one."""
