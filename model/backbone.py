@@ -11,6 +11,7 @@ Formulas: transformers 5.22, ``models/gemma4_unified/modeling_gemma4_unified.py`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -105,6 +106,13 @@ class Attention(nn.Module):
         return x.view(*x.shape[:-1], -1, self.dim)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU by its tanh formula. (1 + tanh u) / 2 is sigmoid(2u): compiled code takes a third of the time for that (AVX-512)."""
+    if not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+
+
 class MLP(nn.Module):
     def __init__(self, config: BackboneConfig, plain: PlainLayers | None = None) -> None:
         super().__init__()
@@ -115,7 +123,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate_proj(x)
-        return self.down_proj((F.silu(gate) if self.plain else F.gelu(gate, approximate="tanh")) * self.up_proj(x))
+        return self.down_proj((F.silu(gate) if self.plain else gelu(gate)) * self.up_proj(x))
 
 
 class Layer(nn.Module):

@@ -22,7 +22,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -56,6 +56,7 @@ from .precision import autocast, compute_dtype
 from .prepare import StoreOptions, make_speech, sentences_of, true_caser, user_path
 from .recognisers import TOKENS_PER_S
 from .rows import IGNORE, Batch, collate
+from .saying import Asked, Share, saying_loss, share_of_loss
 from .speech import Speech
 from .student import Depths, Student
 from .teachers import SPREAD, WIDTH
@@ -142,11 +143,13 @@ class Listener(nn.Module):
         for name, p in decoder.named_parameters():
             p.requires_grad_(looks_at_audio(name) or (self.weights.writing_lr > 0 and not name.startswith("embed_tokens")))
         self._knows = (copy.deepcopy(decoder).eval().requires_grad_(False),)  # as published; no part of what is saved
+        self.share: Callable[..., Share] = share_of_loss
         self._plain = student.run_layer, decoder.run_layer
 
     def compile(self, *args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.student.compile()
         self.decoder.run_layer = self._knows[0].run_layer = torch.compile(run_layer, dynamic=False)
+        self.share = torch.compile(share_of_loss, dynamic=False)
 
     @contextmanager
     def uncompiled(self) -> Generator[None]:
@@ -169,25 +172,21 @@ class Listener(nn.Module):
     def forward(self, dictation: Dictation) -> tuple[Tensor, dict[str, float]]:
         batch, weights = dictation.batch, self.weights
         with autocast():
-            heard, asked = self.hear(batch), dictation.labels != IGNORE
-            said = self.decoder(dictation.ids, self.states(heard), audio_heard(batch))[asked]
-            logits, labels = self.decoder.logits(said).float().log_softmax(-1), dictation.labels[asked]
-            losses = {"words": F.nll_loss(logits, labels)}
-            figures = {"words_right": float((logits.argmax(-1) == labels).float().mean())}
-            if weights.said and len(batch.late):
-                wanted, known = self._wanted(dictation)
-                if bool((known := known[asked]).any()):
-                    losses["said"] = F.kl_div(logits[known], wanted[known], log_target=True, reduction="batchmean")
-                    figures["same"] = float((logits.argmax(-1) == wanted.argmax(-1))[known].float().mean())
+            heard, places = self.hear(batch), (dictation.labels != IGNORE).flatten().nonzero()[:, 0]
+            said = at(self.decoder(dictation.ids, self.states(heard), audio_heard(batch)), places)
+            wanted, known = self._wanted(dictation, places) if weights.said and len(batch.late) else (None, None)
+            labels = dictation.labels.flatten()[places]
+            asked = Asked(self.decoder.embed_tokens.weight.detach(), labels, wanted, known, weights.words, weights.said)
+            total, figures = saying_loss(said, asked, self.share)
             if weights.late and len(batch.late):
-                losses["late"] = F.mse_loss(self.features(heard.flatten(0, 1)[batch.late_rows]).float(), batch.late.float())
-        total = torch.stack([loss * getattr(weights, name) for name, loss in losses.items()]).sum()
-        return total, figures | {name: float(loss.detach()) for name, loss in losses.items()}
+                missed = F.mse_loss(self.features(at(heard, batch.late_rows)).float(), batch.late.float())
+                total, figures["late"] = total + weights.late * missed, float(missed.detach())
+        return total, figures
 
     @torch.no_grad()
-    def _wanted(self, dictation: Dictation) -> tuple[Tensor, Tensor]:
-        """What the published decoder says to the teacher's features, where something is asked for: logarithms [n, V]. And of which tokens
-        [B, L] that is worth knowing: of rows with features, and where audio is cut not of the last ones (there the decoder itself does
+    def _wanted(self, dictation: Dictation, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [n, 288] of the published decoder that looks at the teacher's features, at flat ``places`` [n] of the tokens. And
+        where [n] they are worth knowing: of rows with features, and where audio is cut not of the last ones (there the decoder itself does
         not see the end, and goes on in circles)."""
         batch, shape = dictation.batch, dictation.batch.ids.shape
         states, there = torch.zeros(shape.numel(), WIDTH), torch.zeros(shape.numel(), dtype=torch.bool)
@@ -195,8 +194,13 @@ class Listener(nn.Module):
         states, there, decoder = states.view(*shape, WIDTH).to(compute_dtype()), there.view(shape), self._knows[0]
         asked = dictation.labels != IGNORE
         known = asked.sum(1) - CUT_TOKENS * dictation.cut
-        said = decoder.logits(decoder(dictation.ids, states, there)[asked]).float().log_softmax(-1)
-        return said, there.any(1)[:, None] & (torch.arange(asked.shape[1]) < known[:, None])
+        known = there.any(1)[:, None] & (torch.arange(asked.shape[1]) < known[:, None])
+        return at(decoder(dictation.ids, states, there), places), known.flatten()[places]
+
+
+def at(x: Tensor, places: Tensor) -> Tensor:
+    """[B, T, d] at flat ``places`` [n] → [n, d]. The gradient of plain indexing sorts them first, which takes ten times as long."""
+    return x.flatten(0, 1).index_select(0, places)
 
 
 def looks_at_audio(name: str) -> bool:

@@ -38,7 +38,7 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     else:
         for _ in range(steps):
             gram = x @ x.mT
-            x = a * x + (b * gram + c * gram @ gram) @ x
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
