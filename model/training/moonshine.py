@@ -216,6 +216,8 @@ class Decoder(nn.Module):
         causal = torch.full((t, t), HIDDEN_FROM, dtype=dtype).triu(1)
         mask, turns = _mask(heard, dtype), rotary(t, dtype)
         x = self.embed_tokens(ids).to(dtype)
+        if states.requires_grad and not x.requires_grad:
+            x = x.requires_grad_()  # nobody wants it, but else the first layer would be compiled apart
         for layer in self.layers:
             x = self.run_layer(layer, x, states, causal, mask, *turns)
         return self.norm(x)

@@ -93,7 +93,7 @@ class Student(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         tokens = self.backbone.embed(batch.ids) * batch.is_text[..., None]
-        return (self.projector(batch.frames) + tokens).to(compute_dtype())
+        return (self.projector(batch.frames) + tokens).float()  # as every layer's output is, so that the first is not compiled apart
 
     def hidden_states(self, batch: Batch, depth: int | None = None, *, apart: bool = False, last: Tensor | None = None) -> list[Tensor]:
         """Input and the output of the first ``depth`` layers (None: all), [B, T, d]; ``apart``: see LossWeights.
