@@ -126,6 +126,12 @@ class MLP(nn.Module):
         return self.down_proj((F.silu(gate) if self.plain else gelu(gate)) * self.up_proj(x))
 
 
+def left_out(x: Tensor, share: float) -> Tensor:
+    """[B, T, d] without ``share`` of its dimensions, others in each row, the same at all of its positions (Gal and Ghahramani, "A
+    theoretically grounded application of dropout in recurrent neural networks", arXiv 1512.05287), which also costs little chance."""
+    return x * F.dropout(torch.ones_like(x[..., :1, :]), share) if share else x
+
+
 class Layer(nn.Module):
     layer_scalar: Tensor
 
@@ -165,9 +171,9 @@ class Layer(nn.Module):
 
         ``dropout``: share of what either adds that is left out (training only).
         """
-        x = x + F.dropout(self.post_attention_layernorm(self.self_attn.o_proj(seen.flatten(-2))), dropout, dropout > 0)
+        x = x + left_out(self.post_attention_layernorm(self.self_attn.o_proj(seen.flatten(-2))), dropout)
         if self.has_mlp:
-            x = x + F.dropout(self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), dropout, dropout > 0)
+            x = x + left_out(self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), dropout)
         return x * self.layer_scalar  # after BOTH residual sums
 
 

@@ -6,6 +6,7 @@ its text is no part of the row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,16 +18,20 @@ from torch.utils.data import Dataset
 
 from ..config import SAMPLE_RATE
 from ..errors import ConfigError
+from ..store import Clip
 from . import augment, text
 from .augment import AugmentOptions
 from .rows import IGNORE, Batch, Row, collate
 from .speech import Speech
-from .splices import FRAME
+from .splices import FRAME, cut_run, written_after
 
+Floats = NDArray[np.float32]
 FRAMES_PER_TOKEN = 4  # room for 6.25 tokens a second; Moonshine's own transcriber allows 6.5
 AROUND = (text.BOS, text.BEGIN_AUDIO, text.END_AUDIO)  # what is heard beside the frames
 SHORTEST_CUT = 8  # frames
 MOST_LEAD = 8  # frames of silence in front of a clip
+RUNS = 16  # of words that are tried for a row of them
+PAUSES, PAUSE = 0.15, (1_600, 12_000)  # share of the joints with one, and how many samples it has
 MISSES = 2000  # clips drawn in vain, one after the other, until the stores are said to have none that fits
 
 
@@ -41,6 +46,8 @@ class ClipOptions:
     tail_frames: int = 10  # of silence behind a clip that is whole
     truncate: float = 0.3  # share of the clips with known word times that are cut at a random moment
     nobody: float = 0.04  # share of the rows in which nobody speaks
+    splice: float = 0.0  # share of the others that are one speaker's words out of several clips (splices.py), as nobody ever said them
+    splice_words: tuple[int, int] = (2, 8)  # fewest and most that follow each other as they were said
     mask_frames: int = 6  # longest run of frames replaced by noise; two runs for each 5 s
     wrong_tokens: float = 0.1  # share of tokens that are given wrong as input: what comes next must be heard, not guessed
     augment: AugmentOptions = field(
@@ -56,6 +63,17 @@ class Dictation:
     ids: Tensor  # [B, L] int64: <|transcribe|>, then tokens as they are given; <eos> behind them
     labels: Tensor  # [B, L] int64: the token that follows each; IGNORE behind the <eos> that is asked for
     cut: Tensor  # [B] bool: the audio ends inside the clip
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of a row is a clip's, in samples before its speed is changed: from ``place`` on, and in the clip from ``start`` on."""
+
+    store: int
+    clip: Clip
+    place: int
+    start: int
+    samples: int
 
 
 class Dictations(Dataset[Dictation]):
@@ -100,6 +118,8 @@ class Dictations(Dataset[Dictation]):
         options, speech = self.options, self.speech
         if rng.random() < options.nobody:
             return self._nobody(max(shortest, SHORTEST_CUT), length - len(AROUND), rng), []
+        if rng.random() < options.splice:
+            return self._spliced(shortest, length, rng)
         which, clip, words = speech.draw(rng, True)
         wave, ends = speech.stores[which].samples(clip), speech.word_ends[which].get(clip.id)
         cut = ends is not None and rng.random() < options.truncate
@@ -112,20 +132,56 @@ class Dictations(Dataset[Dictation]):
         frames = change.samples(len(wave)) // FRAME + MOST_LEAD + options.tail_frames
         if not shortest <= frames <= length - len(AROUND) or len(tokens) >= length // FRAMES_PER_TOKEN:
             return None  # as most are: before anything is computed
-        wave = change.of(wave)
+        row = self._heard(change.of(wave), change.factor, [Part(which, clip, 0, 0, len(wave))], cut, length, rng)
+        return row, tokens
+
+    def _spliced(self, shortest: int, length: int, rng: np.random.Generator) -> tuple[Row, list[int]] | None:
+        """Runs of one speaker's words as a row, all changed alike so that no joint is heard, and their tokens; None if they do not fit."""
+        options, speech = self.options, self.speech
+        _, clips = speech.draw_speaker(rng)
+        change = augment.draw_change(speech.rooms, options.augment, rng)
+        most = (length - len(AROUND) - MOST_LEAD - options.tail_frames) * FRAME
+        wanted = int(rng.integers(min(max(shortest, SHORTEST_CUT) * FRAME, most), most + 1)) * change.factor
+        waves, parts, written, at = list[NDArray[np.float32]](), list[Part](), list[str](), 0
+        for _ in range(RUNS):
+            which, clip, words, known = clips[int(rng.integers(len(clips)))]
+            low, high = known[int(rng.integers(len(known)))]
+            count = min(int(rng.integers(options.splice_words[0], options.splice_words[1] + 1)), high - low)
+            wave, first = speech.stores[which].samples(clip), int(rng.integers(low, high - count + 1))
+            run = cut_run(wave, words, speech.letters[which][clip.id], first, count)
+            if run is None or at + run.end - run.start > wanted:
+                continue
+            parts.append(Part(which, clip, at, run.start, run.end - run.start))
+            written.append(written_after(run, written[-1] if written else ""))
+            pause = np.zeros(int(rng.integers(*PAUSE)) if rng.random() < PAUSES else 0, np.float32)
+            waves += [wave[run.start : run.end], pause]
+            at += run.end - run.start + len(pause)
+        tokens = self.tokenizer.encode(" ".join(written)).ids
+        if not parts or len(tokens) >= length // FRAMES_PER_TOKEN:
+            return None
+        wave = change.of(np.concatenate(waves)[: int(wanted)])
+        if not shortest <= len(wave) // FRAME + MOST_LEAD + options.tail_frames <= length - len(AROUND):
+            return None
+        return self._heard(wave, change.factor, parts, False, length, rng), tokens
+
+    def _heard(self, wave: Floats, factor: float, parts: Sequence[Part], cut: bool, length: int, rng: np.random.Generator) -> Row:
+        """``wave``, made ``factor`` times faster, as a row: silence around it, noise under it, and what the teacher hears there."""
+        options = self.options
         row = Row(only_heard=True, ends=True)
         row.cut = cut
         row.silence(int(rng.integers(0, MOST_LEAD * FRAME)))
         row.level = augment.rms(wave)
-        if clip.id in speech.tables[which]:
-            row.targets.append((row.samples, len(wave), change.factor, 0, speech.tables[which][clip.id], None))
+        for part in parts:
+            if part.clip.id in (table := self.speech.tables[part.store]):
+                place, samples = row.samples + int(part.place / factor), int(part.samples / factor)
+                row.targets.append((place, min(samples, len(wave)), factor, part.start, table[part.clip.id], None))
         row.parts.append(wave)
         row.samples += len(wave)
         row.silence(0 if cut else options.tail_frames * FRAME)
         samples = np.concatenate(row.parts)[: (length - len(AROUND)) * FRAME]  # of the silence a part of a frame may be too much
         samples = augment.add_noise(samples, self._noise(rng), row.level, options.augment, rng)
         row.finish(samples, options.mask_frames, options.delay_frames, rng, options.late_frames)
-        return row, tokens
+        return row
 
     def _nobody(self, fewest: int, most: int, rng: np.random.Generator) -> Row:
         """So many frames of a noise, of hiss, of tones or of nothing, in equal shares. How loud, no model of this kind hears."""
