@@ -141,7 +141,7 @@ class Dictations(Dataset[Dictation]):
         _, clips = speech.draw_speaker(rng)
         change = augment.draw_change(speech.rooms, options.augment, rng)
         most = (length - len(AROUND) - MOST_LEAD - options.tail_frames) * FRAME
-        wanted = int(rng.integers(min(max(shortest, SHORTEST_CUT) * FRAME, most), most + 1)) * change.factor
+        wanted = int(rng.integers(min(max(shortest * FRAME, most * 3 // 4), most), most + 1)) * change.factor  # padding costs as much
         waves, parts, written, at = list[NDArray[np.float32]](), list[Part](), list[str](), 0
         for _ in range(RUNS):
             which, clip, words, known = clips[int(rng.integers(len(clips)))]
