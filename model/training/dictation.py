@@ -6,7 +6,6 @@ its text is no part of the row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch.utils.data import Dataset
 
 from ..config import SAMPLE_RATE
 from ..errors import ConfigError
-from ..store import Clip
 from . import augment, text
 from .augment import AugmentOptions
 from .rows import IGNORE, Batch, Row, collate
@@ -63,17 +61,6 @@ class Dictation:
     ids: Tensor  # [B, L] int64: <|transcribe|>, then tokens as they are given; <eos> behind them
     labels: Tensor  # [B, L] int64: the token that follows each; IGNORE behind the <eos> that is asked for
     cut: Tensor  # [B] bool: the audio ends inside the clip
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What of a row is a clip's, in samples before its speed is changed: from ``place`` on, and in the clip from ``start`` on."""
-
-    store: int
-    clip: Clip
-    place: int
-    start: int
-    samples: int
 
 
 class Dictations(Dataset[Dictation]):
@@ -132,17 +119,20 @@ class Dictations(Dataset[Dictation]):
         frames = change.samples(len(wave)) // FRAME + MOST_LEAD + options.tail_frames
         if not shortest <= frames <= length - len(AROUND) or len(tokens) >= length // FRAMES_PER_TOKEN:
             return None  # as most are: before anything is computed
-        row = self._heard(change.of(wave), change.factor, [Part(which, clip, 0, 0, len(wave))], cut, length, rng)
-        return row, tokens
+        table = speech.tables[which]
+        return self._heard(change.of(wave), change.factor, table[clip.id] if clip.id in table else None, cut, length, rng), tokens
 
     def _spliced(self, shortest: int, length: int, rng: np.random.Generator) -> tuple[Row, list[int]] | None:
-        """Runs of one speaker's words as a row, all changed alike so that no joint is heard, and their tokens; None if they do not fit."""
+        """Runs of one speaker's words as a row, all changed alike so that no joint is heard, and their tokens; None if they do not fit.
+
+        Of the teacher nothing is asked there: what it makes of a moment says also how far into the clip it is, and there it is not.
+        """
         options, speech = self.options, self.speech
         _, clips = speech.draw_speaker(rng)
         change = augment.draw_change(speech.rooms, options.augment, rng)
         most = (length - len(AROUND) - MOST_LEAD - options.tail_frames) * FRAME
         wanted = int(rng.integers(min(max(shortest * FRAME, most * 3 // 4), most), most + 1)) * change.factor  # padding costs as much
-        waves, parts, written, at = list[NDArray[np.float32]](), list[Part](), list[str](), 0
+        waves, written, at = list[Floats](), list[str](), 0
         for _ in range(RUNS):
             which, clip, words, known = clips[int(rng.integers(len(clips)))]
             low, high = known[int(rng.integers(len(known)))]
@@ -151,30 +141,29 @@ class Dictations(Dataset[Dictation]):
             run = cut_run(wave, words, speech.letters[which][clip.id], first, count)
             if run is None or at + run.end - run.start > wanted:
                 continue
-            parts.append(Part(which, clip, at, run.start, run.end - run.start))
             written.append(written_after(run, written[-1] if written else ""))
             pause = np.zeros(int(rng.integers(*PAUSE)) if rng.random() < PAUSES else 0, np.float32)
             waves += [wave[run.start : run.end], pause]
             at += run.end - run.start + len(pause)
         tokens = self.tokenizer.encode(" ".join(written)).ids
-        if not parts or len(tokens) >= length // FRAMES_PER_TOKEN:
+        if not written or len(tokens) >= length // FRAMES_PER_TOKEN:
             return None
         wave = change.of(np.concatenate(waves)[: int(wanted)])
         if not shortest <= len(wave) // FRAME + MOST_LEAD + options.tail_frames <= length - len(AROUND):
             return None
-        return self._heard(wave, change.factor, parts, False, length, rng), tokens
+        return self._heard(wave, change.factor, None, False, length, rng), tokens
 
-    def _heard(self, wave: Floats, factor: float, parts: Sequence[Part], cut: bool, length: int, rng: np.random.Generator) -> Row:
-        """``wave``, made ``factor`` times faster, as a row: silence around it, noise under it, and what the teacher hears there."""
+    def _heard(
+        self, wave: Floats, factor: float, features: NDArray[np.float16] | None, cut: bool, length: int, rng: np.random.Generator
+    ) -> Row:
+        """``wave``, made ``factor`` times faster, as a row: silence around it, noise under it, and the teacher's ``features`` of it."""
         options = self.options
         row = Row(only_heard=True, ends=True)
         row.cut = cut
         row.silence(int(rng.integers(0, MOST_LEAD * FRAME)))
         row.level = augment.rms(wave)
-        for part in parts:
-            if part.clip.id in (table := self.speech.tables[part.store]):
-                place, samples = row.samples + int(part.place / factor), int(part.samples / factor)
-                row.targets.append((place, min(samples, len(wave)), factor, part.start, table[part.clip.id], None))
+        if features is not None:
+            row.targets.append((row.samples, len(wave), factor, 0, features, None))
         row.parts.append(wave)
         row.samples += len(wave)
         row.silence(0 if cut else options.tail_frames * FRAME)
