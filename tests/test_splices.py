@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ pytest.importorskip("scipy", reason="needs the extra train")
 
 import tokenizers  # noqa: E402
 from dragoman.model.errors import ConfigError  # noqa: E402
-from dragoman.model.training import augment, text  # noqa: E402
+from dragoman.model.training import augment, dictation, text  # noqa: E402
 from dragoman.model.training.align import align  # noqa: E402
 from dragoman.model.training.augment import AugmentOptions  # noqa: E402
 from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
-from dragoman.model.training.dictation import AROUND, ClipOptions, Dictations  # noqa: E402
+from dragoman.model.training.dictation import ClipOptions, Dictations  # noqa: E402
 from dragoman.model.training.probe import PLAIN  # noqa: E402
 from dragoman.model.training.rows import IGNORE, Row  # noqa: E402
 from dragoman.model.training.speech import LEAST_CLIPS, Speech  # noqa: E402
@@ -31,6 +32,7 @@ from dragoman.model.training.splices import (  # noqa: E402
     written_after,
 )
 from dragoman.model.training.teachers import HOP_SAMPLES  # noqa: E402
+from scipy import signal  # noqa: E402
 
 from .spoken import WORDS, heard, letters_near, make_speech, spoken_letters  # noqa: E402
 
@@ -152,49 +154,45 @@ def test_the_voice_stays_through_a_row_of_runs(tmp_path: Path, tokenizer: tokeni
     assert len(drawn) == 6 and len(changed) > 12 and {id(each) for each in changed} == {id(each) for each in drawn}
 
 
-def in_order(some: list[str], every: list[str]) -> bool:
-    rest = iter(every)
-    return all(word in rest for word in some)
+LONGEST_PAUSE = 14_000  # samples; in front of a row there is less
 
 
 @pytest.mark.parametrize("speed", [0.0, 0.2])
-def test_a_dictation_of_runs_asks_for_what_is_heard_in_them(tmp_path: Path, tokenizer: tokenizers.Tokenizer, speed: float):
-    """What the teacher's features say of clip and moment, the audio there and the words asked for belong together."""
-    speech, late = make_speech(tmp_path / "store"), 12
+def test_a_dictation_of_runs_asks_for_the_words_that_are_heard(
+    tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch, speed: float
+):
+    """In their order, as what was cut out of the clips is heard; and nothing of the teacher, whose features tell of another place."""
+    drawn = list[list[tuple[str, np.ndarray]]]()
+    change, cut = augment.draw_change, cut_run
+
+    def noted(wave: np.ndarray, *where: Any) -> Run | None:
+        run = cut(wave, *where)
+        if run is not None:
+            drawn[-1].append((run.words, wave[run.start : run.end]))
+        return run
+
+    monkeypatch.setattr(augment, "draw_change", lambda *given: drawn.append([]) or change(*given))
+    monkeypatch.setattr(dictation, "cut_run", noted)
     quiet = AugmentOptions(speed=speed, noise=0.0, hiss=0.0, room=0.0, tilt=0.0, band=0.0)
     options = ClipOptions(lengths=(448,), positions=2688, nobody=0.0, splice=1.0, mask_frames=0, wrong_tokens=0.0, augment=quiet)
-    given = Dictations(speech, tokenizer, options, seed=3)[0]
-    found = np.full((len(given.ids) * 448, 2), np.nan)
-    found[given.batch.late_rows] = (given.batch.late.numpy() * speech.spread[1] + speech.spread[0])[:, :2]
-    runs, sure, said_words = 0, 0, 0
-    for row, labels in enumerate(given.labels):
-        said = found[row * 448 : (row + 1) * 448]
-        places = np.flatnonzero(~np.isnan(said[:, 0]))
-        clip_changes, leaps = (np.abs(np.diff(said[places, column])) for column in (0, 1))
-        parts = np.split(places, np.flatnonzero((clip_changes > 0.5) | (leaps > 2)) + 1)
-        surely, perhaps = list[str](), list[str]()  # a joint may lie half a frame from a letter, whose word is then on one of its sides
-        for part in parts:
-            clip, moments = round(said[part[0], 0]), said[part, 1]
-            letters, its = speech.letters[0][f"clip{clip}"], speech.labelled[clip][2].split()
-            first = 0
-            for word in its:
-                own, first = letters[first : first + len(word)], first + len(word)
-                for words, reach in ((surely, -2.0), (perhaps, 1.5)):
-                    words += [word] if moments[0] - reach <= own[0] and own[-1] <= moments[-1] + reach else []
-            if speed == 0.0 and len(part) > 4:
-                middle = len(part) // 2
-                heard = given.batch.frames[row, part[middle] - late].numpy()
-                begin = round((float(moments[middle]) - 0.5) * FRAME)
-                wave = speech.stores[0].samples(speech.labelled[clip][1])[begin - FRAME : begin + 2 * FRAME]
-                likeness = np.correlate(wave, heard) / (np.linalg.norm(heard) * np.linalg.norm(wave[FRAME : 2 * FRAME]))
-                assert likeness.max() > 0.95 and abs(int(likeness.argmax()) - FRAME) < FRAME // 2
+    given = Dictations(make_speech(tmp_path / "store"), tokenizer, options, seed=3)[0]
+    assert len(given.batch.late) == 0 and not given.cut.any() and set(given.batch.audio_frames.tolist()) <= set(range(300, 446))
+    rows = [runs for runs in drawn if runs]
+    assert len(rows) == len(given.labels) == 6
+    for labels, frames, runs in zip(given.labels, given.batch.frames, rows, strict=True):
         asked = tokenizer.decode([i for i in labels.tolist() if i not in (IGNORE, text.END)]).lower().split()
-        assert in_order(surely, asked) and in_order(asked, perhaps)
-        sure, said_words = sure + len(surely), said_words + len(asked)
-        assert len(given.batch.frames[row]) == 448
-        assert int(given.batch.audio_frames[row]) <= 448 - len(AROUND)
-        runs += len(parts)
-    assert runs >= 12 and sure > said_words // 3, "rows are made of runs of several clips"
+        heard, at = frames.flatten().numpy(), 0
+        for said, wave in runs:
+            words = said.lower().split()
+            if asked[at : at + len(words)] != words:
+                continue  # no room was left for it
+            at += len(words)
+            if speed == 0.0:
+                place = int(signal.correlate(heard[: len(wave) + LONGEST_PAUSE], wave, "valid").argmax())
+                there = heard[place : place + len(wave)]
+                assert there @ wave > 0.99 * np.linalg.norm(there) * np.linalg.norm(wave), f"{said!r} is not heard next"
+                heard = heard[place + len(wave) :]
+        assert at == len(asked) > 12 and len(runs) > 1
 
 
 def test_a_word_is_asked_for_only_when_its_last_letter_is_due(tmp_path: Path, tokenizer: tokenizers.Tokenizer):
