@@ -6,6 +6,7 @@ its text is no part of the row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ from .speech import Speech
 from .splices import FRAME, cut_run, written_after
 
 Floats = NDArray[np.float32]
+Drawn = tuple[Row, list[int]] | None  # a row and its tokens, or nothing that fits
 FRAMES_PER_TOKEN = 4  # room for 6.25 tokens a second; Moonshine's own transcriber allows 6.5
 AROUND = (text.BOS, text.BEGIN_AUDIO, text.END_AUDIO)  # what is heard beside the frames
 SHORTEST_CUT = 8  # frames
@@ -78,9 +80,11 @@ class Dictations(Dataset[Dictation]):
         rng = np.random.default_rng((self.seed, step))
         shortest, length = self._lengths(rng)
         count, rows, written = max(1, self.options.positions // length), list[Row](), list[list[int]]()
-        misses = 0
+        kind, misses = self._kind(rng), 0
         while len(rows) < count:
-            drawn = self._row(shortest, length, rng)
+            drawn = kind(shortest, length, rng)  # until one fits: if kinds were drawn anew, one that always fits would come oftener
+            if drawn is not None:
+                kind = self._kind(rng)
             misses = misses + 1 if drawn is None else 0
             if drawn is not None:
                 rows.append(drawn[0])
@@ -100,13 +104,14 @@ class Dictations(Dataset[Dictation]):
         at = next((i for i, length in enumerate(lengths) if length >= wanted), len(lengths) - 1)
         return (lengths[at - 1] - len(AROUND) if at else 0), lengths[at]
 
-    def _row(self, shortest: int, length: int, rng: np.random.Generator) -> tuple[Row, list[int]] | None:
+    def _kind(self, rng: np.random.Generator) -> Callable[[int, int, np.random.Generator], Drawn]:
+        if rng.random() < self.options.nobody:
+            return self._nobody
+        return self._spliced if rng.random() < self.options.splice else self._row
+
+    def _row(self, shortest: int, length: int, rng: np.random.Generator) -> Drawn:
         """A clip as a row, and its tokens; None if it does not fit."""
         options, speech = self.options, self.speech
-        if rng.random() < options.nobody:
-            return self._nobody(max(shortest, SHORTEST_CUT), length - len(AROUND), rng), []
-        if rng.random() < options.splice:
-            return self._spliced(shortest, length, rng)
         which, clip, words = speech.draw(rng, True)
         wave, ends = speech.stores[which].samples(clip), speech.word_ends[which].get(clip.id)
         cut = ends is not None and rng.random() < options.truncate
@@ -122,7 +127,7 @@ class Dictations(Dataset[Dictation]):
         table = speech.tables[which]
         return self._heard(change.of(wave), change.factor, table[clip.id] if clip.id in table else None, cut, length, rng), tokens
 
-    def _spliced(self, shortest: int, length: int, rng: np.random.Generator) -> tuple[Row, list[int]] | None:
+    def _spliced(self, shortest: int, length: int, rng: np.random.Generator) -> Drawn:
         """Runs of one speaker's words as a row, all changed alike so that no joint is heard, and their tokens; None if they do not fit.
 
         Of the teacher nothing is asked there: what it makes of a moment says also how far into the clip it is, and there it is not.
@@ -172,9 +177,9 @@ class Dictations(Dataset[Dictation]):
         row.finish(samples, options.mask_frames, options.delay_frames, rng, options.late_frames)
         return row
 
-    def _nobody(self, fewest: int, most: int, rng: np.random.Generator) -> Row:
-        """So many frames of a noise, of hiss, of tones or of nothing, in equal shares. How loud, no model of this kind hears."""
-        samples = int(rng.integers(fewest, most + 1)) * FRAME
+    def _nobody(self, shortest: int, length: int, rng: np.random.Generator) -> Drawn:
+        """A noise, hiss, tones or nothing, in equal shares. How loud, no model of this kind hears."""
+        samples = int(rng.integers(max(shortest, SHORTEST_CUT), length - len(AROUND) + 1)) * FRAME
         noise, kind = self._noise(rng), int(rng.integers(4))
         if kind == 0 and noise is not None and len(noise):
             wave = np.resize(np.roll(noise, -int(rng.integers(len(noise)))), samples)
@@ -187,7 +192,7 @@ class Dictations(Dataset[Dictation]):
             wave = np.zeros(samples)
         row = Row(only_heard=True, ends=True)
         row.finish(wave.astype(np.float32), 0, self.options.delay_frames, rng)
-        return row
+        return row, []
 
     def _noise(self, rng: np.random.Generator) -> NDArray[np.float32] | None:
         if not self.speech.noise:
