@@ -120,6 +120,16 @@ def test_where_nobody_speaks_nothing_is_written(tmp_path: Path, tokenizer: token
     assert set(make_listener()(given)[1]) == {"words", "words_right"}
 
 
+def test_rows_of_nobody_come_no_oftener_where_few_clips_fit(
+    tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = Dictations._row  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(Dictations, "_row", lambda self, *given: row(self, *given) if given[-1].random() < 0.1 else None)
+    dictations = make_dictations(tmp_path, tokenizer, nobody=0.3)
+    empty = [len(labels) == 1 for step in range(40) for labels in asked(dictations[step])]
+    assert 0.15 < sum(empty) / len(empty) < 0.45, "a third of the rows, and not of what was tried"
+
+
 def test_wrong_tokens_are_shown_and_right_ones_asked_for(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
     right, spoilt = (make_dictations(tmp_path, tokenizer, wrong_tokens=share)[0] for share in (0.0, 0.5))
     assert torch.equal(right.labels, spoilt.labels)

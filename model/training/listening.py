@@ -82,7 +82,6 @@ class RateOptions:
     warmup_steps: int = 30
     decay_from: int = 200
     average: float = 0.98  # decay of the averaged weights
-    dropout: float = 0.0  # share left out of what each hearing layer adds
     words: float = 0.5  # weight of the right words, beside
     said: float = 1.0  # all that the decoder says to the teacher's features, and
     late: float = 0.5  # these features themselves, asked for ``batches.late_frames`` late
@@ -243,7 +242,6 @@ class ListeningTrainer(Trainer):
     def update(self, batch: Any) -> dict[str, float]:
         """One step with a Dictation."""
         begin = time.monotonic()
-        torch.manual_seed(self.rates.seed * 1_000_003 + self.step)  # a resumed run drops what it would have dropped
         self._set_rates(self.rates.decoder_lr, self.rates.writing_lr)
         loss, figures = self.listener(batch)
         loss.backward()
@@ -270,19 +268,19 @@ def dev_errors(listener: Listener, speech: Speech, tokenizer: tokenizers.Tokeniz
     return {"dev_wer": round(wer, 4), "heard": said[len(said) // 2] if said else ""}
 
 
-def hearing_student(config: ModelConfig, layers: int, dropout: float = 0.0) -> Student:
+def hearing_student(config: ModelConfig, layers: int) -> Student:
     """A student of the lower layers of a model, with random weights. Raises ConfigError where it has no such number of layers."""
     kinds = config.backbone.layer_types
     most = config.backbone.layer_roles.count(AUDIO) or len(kinds)
     if not 0 < layers <= most:
         raise ConfigError(f"layers is {layers}, expected 1 to {most}: so many does the model have that start_from names, for audio")
     cut = replace(config, backbone=replace(config.backbone, layer_types=kinds[:layers], layer_roles=(), plain=None))
-    return Student(cut, Depths(mel=layers, features=0, ctc=layers, late=layers), dropout)  # which is for layers above the features
+    return Student(cut, Depths(mel=layers, features=layers, ctc=layers, late=layers))
 
 
-def first_layers(folder: Path, layers: int, dropout: float = 0.0) -> Student:
+def first_layers(folder: Path, layers: int) -> Student:
     """The lower layers of a model folder; heads are random. Errors as of :func:`hearing_student` and ``load_model``."""
-    student, model = hearing_student(read_model_config(folder), layers, dropout), load_model(folder)
+    student, model = hearing_student(read_model_config(folder), layers), load_model(folder)
     given = model.backbone.state_dict()
     student.backbone.load_state_dict({name: given[name] for name in student.backbone.state_dict()})
     student.projector.load_state_dict(model.projector.state_dict())
@@ -329,7 +327,7 @@ def build_trainer(options: ListeningOptions) -> ListeningTrainer:
     torch.set_flush_denormal(True)
     speech = speech_of(options)
     start = user_path(options.start_from)
-    student, joined = first_layers(start, options.layers, rates.dropout), read_model_config(start).backbone.plain is not None
+    student, joined = first_layers(start, options.layers), read_model_config(start).backbone.plain is not None
     if not (run / "tokenizer.json").exists() and joined:
         shutil.copyfile(start / "tokenizer.json", run / "tokenizer.json")
     elif not (run / "tokenizer.json").exists():
