@@ -130,7 +130,7 @@ class Dictations(Dataset[Dictation]):
     def _spliced(self, shortest: int, length: int, rng: np.random.Generator) -> Drawn:
         """Runs of one speaker's words as a row, all changed alike so that no joint is heard, and their tokens; None if they do not fit.
 
-        Of the teacher nothing is asked there: what it makes of a moment says also how far into the clip it is, and there it is not.
+        Of the teacher nothing is asked there: its features of single clips, put together, cannot be foretold (docs/training.md).
         """
         options, speech = self.options, self.speech
         _, clips = speech.draw_speaker(rng)
