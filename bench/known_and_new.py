@@ -10,29 +10,17 @@ not help; where they do not once a voice reads the same sentences, the sentences
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from dragoman.model.load import Loaded, load
-from dragoman.model.offline import transcribe_job, transcript
+from dragoman.model.load import load
 from dragoman.model.scoring import word_errors
 from dragoman.model.store import Clip, Store
+from dragoman.model.training.evaluate import heard, offline
 from dragoman.model.training.voices import Voice
-from dragoman.model.work import run_together
-from numpy.typing import NDArray
 
 PAIRS = (("librispeech", "dev-clean"), ("commonvoice13", "dev-commonvoice"), ("speechocean762", "dev-l2"))  # source of training, dev split
-LONGEST_S, AT_ONCE = 16.0, 16
-
-
-def heard(loaded: Loaded, waves: Sequence[NDArray[np.float32]]) -> list[str]:
-    texts, order = [""] * len(waves), sorted(range(len(waves)), key=lambda i: len(waves[i]))
-    for some in (order[i : i + AT_ONCE] for i in range(0, len(order), AT_ONCE)):
-        found = run_together(loaded.backend, [transcribe_job(loaded, waves[i].astype(np.float32)) for i in some])
-        for i, hypo in zip(some, found, strict=True):
-            texts[i] = transcript(loaded, hypo)
-    return texts
+LONGEST_S = 16.0
 
 
 def some_clips(store: Store, split: str, source: str | None, count: int, chance: np.random.Generator) -> list[Clip]:
@@ -60,11 +48,12 @@ def main() -> None:
             (split, some_clips(store, split, None, given.clips, np.random.default_rng(1))),
         ):
             said = [clip.text for clip in clips]
-            readings = [[store.samples(clip) for clip in clips]]
+            texts = [offline(loaded, store, clips)]
             if voice is not None:
                 chance = np.random.default_rng(3)
-                readings.append([voice.say(f"{line.lower().capitalize()}.", chance).samples for line in said])
-            rates = [word_errors(said, heard(loaded, waves)).rate for waves in readings]
+                waves = [voice.say(f"{line.lower().capitalize()}.", chance).samples for line in said]
+                texts.append(heard(loaded, [len(wave) for wave in waves], waves.__getitem__))
+            rates = [word_errors(said, text).rate for text in texts]
             print(f"{name} ({len(clips)})\t" + "\t".join(f"{rate:.1%}" for rate in rates), flush=True)
 
 

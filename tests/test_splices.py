@@ -16,7 +16,7 @@ pytest.importorskip("scipy", reason="needs the extra train")
 
 import tokenizers  # noqa: E402
 from dragoman.model.errors import ConfigError  # noqa: E402
-from dragoman.model.training import augment, dictation, text  # noqa: E402
+from dragoman.model.training import augment, text  # noqa: E402
 from dragoman.model.training.align import align  # noqa: E402
 from dragoman.model.training.augment import AugmentOptions  # noqa: E402
 from dragoman.model.training.batches import Batches, BatchOptions  # noqa: E402
@@ -172,7 +172,7 @@ def test_a_dictation_of_runs_asks_for_the_words_that_are_heard(
         return run
 
     monkeypatch.setattr(augment, "draw_change", lambda *given: drawn.append([]) or change(*given))
-    monkeypatch.setattr(dictation, "cut_run", noted)
+    monkeypatch.setattr("dragoman.model.training.speech.cut_run", noted)
     quiet = AugmentOptions(speed=speed, noise=0.0, hiss=0.0, room=0.0, tilt=0.0, band=0.0)
     options = ClipOptions(lengths=(448,), positions=2688, nobody=0.0, splice=1.0, mask_frames=0, wrong_tokens=0.0, augment=quiet)
     given = Dictations(make_speech(tmp_path / "store"), tokenizer, options, seed=3)[0]

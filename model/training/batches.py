@@ -26,7 +26,7 @@ from .compose import Piece, Vocabulary
 from .ngrams import NGrams
 from .rows import Batch, Row, collate
 from .speech import Speaker, Speech, Spoken, drawn
-from .splices import FRAME, Run, cut_run, written_after
+from .splices import FRAME, PAUSE, PAUSES, Run, cut_run, written_after
 from .translations import Translations
 
 _SENTENCES_TRIED = 100  # that do not fit, or have a word that the speaker never said: about one in eleven can be said
@@ -169,22 +169,19 @@ class Batches(Dataset[Batch]):
         row.labelled, said, misses = True, "", 0
         _, clips = self.speech.draw_speaker(rng)
         change = augment.draw_change(self.speech.rooms, self.options.augment, rng)  # the voice stays: no joint is to be heard
-        slowest, (fewest, most) = 1 + self.options.augment.speed, self.options.splice_words
+        slowest = 1 + self.options.augment.speed
         while misses < 12:
-            which, clip, words, runs = clips[int(rng.integers(len(clips)))]
-            low, high = runs[int(rng.integers(len(runs)))]
-            wave, count = self.speech.stores[which].samples(clip), min(int(rng.integers(fewest, most + 1)), high - low)
-            first = int(rng.integers(low, high - count + 1))
-            run = cut_run(wave, words, self.speech.letters[which][clip.id], first, count)
-            written = "" if run is None else written_after(run, said)
+            drawn = self.speech.draw_run(clips, self.options.splice_words, rng)
+            written = "" if drawn is None else written_after(drawn[2], said)
             room = length - row.samples // FRAME - row.text_tokens - len(self.tokenizer.encode(written).ids) - 20
-            if run is None or (run.end - run.start) * slowest > room * FRAME:
+            if drawn is None or len(drawn[3]) * slowest > room * FRAME:
                 misses += 1
                 continue
-            self._append(row, which, clip, wave[run.start : run.end], written, run.letters, rng, run.start, change=change)
+            which, clip, run, wave = drawn
+            self._append(row, which, clip, wave, written, run.letters, rng, run.start, change=change)
             said = written
-            if rng.random() < 0.15:
-                row.silence(int(rng.integers(1_600, 12_000)))
+            if rng.random() < PAUSES:
+                row.silence(int(rng.integers(*PAUSE)))
         row.silence(self.options.delay_frames * FRAME)  # a cut word has no silence of its own behind it
 
     def _compose(self, row: Row, length: int, rng: np.random.Generator) -> None:

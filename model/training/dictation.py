@@ -22,7 +22,7 @@ from . import augment, text
 from .augment import AugmentOptions
 from .rows import IGNORE, Batch, Row, collate
 from .speech import Speech
-from .splices import FRAME, cut_run, written_after
+from .splices import FRAME, PAUSE, PAUSES, written_after
 
 Floats = NDArray[np.float32]
 Drawn = tuple[Row, list[int]] | None  # a row and its tokens, or nothing that fits
@@ -31,7 +31,6 @@ AROUND = (text.BOS, text.BEGIN_AUDIO, text.END_AUDIO)  # what is heard beside th
 SHORTEST_CUT = 8  # frames
 MOST_LEAD = 8  # frames of silence in front of a clip
 RUNS = 16  # of words that are tried for a row of them
-PAUSES, PAUSE = 0.15, (1_600, 12_000)  # share of the joints with one, and how many samples it has
 MISSES = 2000  # clips drawn in vain, one after the other, until the stores are said to have none that fits
 
 
@@ -139,17 +138,14 @@ class Dictations(Dataset[Dictation]):
         wanted = int(rng.integers(min(max(shortest * FRAME, most * 3 // 4), most), most + 1)) * change.factor  # padding costs as much
         waves, written, at = list[Floats](), list[str](), 0
         for _ in range(RUNS):
-            which, clip, words, known = clips[int(rng.integers(len(clips)))]
-            low, high = known[int(rng.integers(len(known)))]
-            count = min(int(rng.integers(options.splice_words[0], options.splice_words[1] + 1)), high - low)
-            wave, first = speech.stores[which].samples(clip), int(rng.integers(low, high - count + 1))
-            run = cut_run(wave, words, speech.letters[which][clip.id], first, count)
-            if run is None or at + run.end - run.start > wanted:
+            drawn = speech.draw_run(clips, options.splice_words, rng)
+            if drawn is None or at + len(drawn[3]) > wanted:
                 continue
+            _, _, run, said = drawn
             written.append(written_after(run, written[-1] if written else ""))
             pause = np.zeros(int(rng.integers(*PAUSE)) if rng.random() < PAUSES else 0, np.float32)
-            waves += [wave[run.start : run.end], pause]
-            at += run.end - run.start + len(pause)
+            waves += [said, pause]
+            at += len(said) + len(pause)
         tokens = self.tokenizer.encode(" ".join(written)).ids
         if not written or len(tokens) >= length // FRAMES_PER_TOKEN:
             return None

@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,16 @@ from .translations import Pair, read_held_out
 
 def offline(loaded: Loaded, store: Store, clips: Sequence[Clip], *, batch: int = 16, noise_db: float | None = None) -> list[str]:
     """Transcripts of whole clips; ``noise_db`` adds the store's noise clips at that signal-to-noise ratio."""
-    order = sorted(range(len(clips)), key=lambda i: clips[i].samples)
-    texts = [""] * len(clips)
+    return heard(loaded, [clip.samples for clip in clips], lambda i: noisy(store, clips[i], noise_db), batch=batch)
+
+
+def heard(loaded: Loaded, samples: Sequence[int], wave: Callable[[int], NDArray[np.float32]], *, batch: int = 16) -> list[str]:
+    """Transcripts of whole waves, given how long each is, and each when its turn comes; those of like length together."""
+    order = sorted(range(len(samples)), key=samples.__getitem__)
+    texts = [""] * len(samples)
     groups = [order[i : i + batch] for i in range(0, len(order), batch)]
     for group in track(groups, description="transcribing"):
-        waves = [noisy(store, clips[i], noise_db) for i in group]
-        found = run_together(loaded.backend, [transcribe_job(loaded, wave) for wave in waves])
+        found = run_together(loaded.backend, [transcribe_job(loaded, wave(i)) for i in group])
         for i, hypo in zip(group, found, strict=True):
             texts[i] = transcript(loaded, hypo)
     return texts

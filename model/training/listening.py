@@ -35,7 +35,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..backbone import rms_norm
 from ..checkpoint import load_model
@@ -58,7 +57,7 @@ from .recognisers import TOKENS_PER_S
 from .rows import IGNORE, Batch, collate
 from .saying import Asked, Share, saying_loss, share_of_loss
 from .speech import Speech
-from .student import Depths, Student
+from .student import Depths, Student, at, feature_loss
 from .teachers import SPREAD, WIDTH
 from .trainer import Trainer, save_whole, shared_options
 from .unjoin import unjoin
@@ -179,7 +178,7 @@ class Listener(nn.Module):
             asked = Asked(self.decoder.embed_tokens.weight.detach(), labels, wanted, known, weights.words, weights.said)
             total, figures = saying_loss(said, asked, self.share)
             if weights.late and len(batch.late):
-                missed = F.mse_loss(self.features(at(heard, batch.late_rows)).float(), batch.late.float())
+                missed = feature_loss(self.features, heard, batch.late_rows, batch.late)
                 total, figures["late"] = total + weights.late * missed, float(missed.detach())
         return total, figures
 
@@ -196,11 +195,6 @@ class Listener(nn.Module):
         known = asked.sum(1) - CUT_TOKENS * dictation.cut
         known = there.any(1)[:, None] & (torch.arange(asked.shape[1]) < known[:, None])
         return at(decoder(dictation.ids, states, there), places), known.flatten()[places]
-
-
-def at(x: Tensor, places: Tensor) -> Tensor:
-    """[B, T, d] at flat ``places`` [n] → [n, d]. The gradient of plain indexing sorts them first, which takes ten times as long."""
-    return x.flatten(0, 1).index_select(0, places)
 
 
 def looks_at_audio(name: str) -> bool:

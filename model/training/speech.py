@@ -13,7 +13,7 @@ from ..config import SAMPLE_RATE
 from ..errors import ConfigError
 from ..store import Clip, Store, read_labels, read_letter_frames, read_word_ends
 from . import text
-from .splices import agreed_runs
+from .splices import Run, agreed_runs, cut_run
 from .teachers import WIDTH, FeatureTable
 from .translations import Translations
 
@@ -109,6 +109,17 @@ class Speech:
             raise ConfigError(f"batches.splice joins one speaker's words, but {why}")
         i, clip, _ = self.labelled[places[drawn(chance, rng)]]
         return _speaker(i, clip), self._speakers[_speaker(i, clip)]
+
+    def draw_run(
+        self, clips: Sequence[Spoken], count: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, Clip, Run, NDArray[np.float32]] | None:
+        """Fewest to most words in a row of one of ``clips`` → store, clip, run and its samples; None if they cannot be cut out."""
+        which, clip, words, known = clips[int(rng.integers(len(clips)))]
+        low, high = known[int(rng.integers(len(known)))]
+        so_many = min(int(rng.integers(count[0], count[1] + 1)), high - low)
+        wave, first = self.stores[which].samples(clip), int(rng.integers(low, high - so_many + 1))
+        run = cut_run(wave, words, self.letters[which][clip.id], first, so_many)
+        return None if run is None else (which, clip, run, wave[run.start : run.end])
 
     def _chances(self, places: list[int]) -> tuple[list[int], Floats]:
         """The same places, and the cumulated chances of their clips among them."""

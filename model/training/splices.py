@@ -23,6 +23,7 @@ FRAME = 640
 HOP_SAMPLES = SAMPLE_RATE // 100  # a joint lies in the quietest 20 ms between two words, looked for every 10 ms
 
 LEAST_AGREED = 2
+PAUSES, PAUSE = 0.15, (1_600, 12_000)  # share of the joints with one, and how many samples it has
 
 
 @dataclass(frozen=True, slots=True)

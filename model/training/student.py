@@ -260,7 +260,12 @@ class Student(nn.Module):
 
 def feature_loss(head: nn.Linear, x: Tensor, rows: Tensor, features: Tensor) -> Tensor:
     """Mean squared error against standardised targets: the share of variance that is missed."""
-    return F.mse_loss(head(x.flatten(0, 1)[rows]).float(), features.float())
+    return F.mse_loss(head(at(x, rows)).float(), features.float())
+
+
+def at(x: Tensor, places: Tensor) -> Tensor:
+    """[B, T, d] at flat ``places`` [n] → [n, d]. The gradient of plain indexing sorts them first, which takes long."""
+    return x.flatten(0, 1).index_select(0, places)
 
 
 def _run_layer(layer: Layer, x: Tensor, rotary: Rotary, mask: Tensor, dropout: float) -> Tensor:
