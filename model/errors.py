@@ -16,6 +16,8 @@ Every message says what was got and what was expected.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class DragomanError(Exception):
     """Base of all errors that dragoman raises on purpose."""
@@ -59,3 +61,13 @@ class OverloadedError(DragomanError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+def as_command(main: Callable[[], object]) -> None:
+    """Run ``main`` of a module that is a command of its own. What it was given wrong is one line for people, and the exit code 1."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (DragomanError, OSError) as error:
+        raise SystemExit(f"dragoman: {error}") from error

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from ..errors import as_command
 from ..load import Loaded, load
 from ..offline import transcribe_job, transcript, translate_job
 from ..scoring import WordErrors, word_errors
@@ -139,4 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

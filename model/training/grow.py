@@ -19,7 +19,7 @@ from pathlib import Path
 from ..cache import SLIDING
 from ..checkpoint import Model, build_model, load_model
 from ..config import AUDIO, BackboneConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 from .package import Taught, delay_of, save_model
 
 SHARE = 0.5
@@ -74,4 +74,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

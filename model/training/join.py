@@ -23,7 +23,7 @@ from torch import Tensor
 from ..backbone import Layer
 from ..checkpoint import Model, build_model, load_model
 from ..config import AUDIO, CROSS, TEXT, BackboneConfig, PlainLayers
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 from . import moonshine
 from .dictation import AROUND
 from .listening import Listener, load_listener
@@ -129,4 +129,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -20,7 +20,7 @@ import torch
 
 from ..checkpoint import load_model
 from ..config import read_model_config
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 from .frames import hold
 from .listening import HELD, Listener, ListeningOptions, first_layers, load_listener, published_decoder, read_options, read_tokenizer
 from .prepare import user_path
@@ -83,4 +83,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -15,7 +15,7 @@ import torch
 
 from ..checkpoint import Model, build_model, load_model, save_checkpoint
 from ..config import SAMPLE_RATE, TRANSLATION, BackboneConfig, ModelConfig, PlainLayers, model_config_from_mapping
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 from ..load import GRAPHS
 from . import text
 from .batches import BatchOptions
@@ -184,4 +184,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

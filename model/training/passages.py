@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 from ..sentences import ends_sentence
 from .sentences import plain, read_lines, transcripts
 
@@ -104,4 +104,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 
 Record = dict[str, Any]
 # Title of a panel, and the figures of trainer.py, probe.py and listening.py that stand in it.
@@ -101,4 +101,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -28,7 +28,7 @@ from pydantic import ConfigDict
 
 from ..checkpoint import load_model
 from ..config import TRANSLATION, read_model_config
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 from ..load import load
 from ..store import Store
 from . import text
@@ -215,4 +215,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 
 HELD_OUT_PAIRS = 1000
 MOST_SENTENCES = 40_000
@@ -99,4 +99,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone, Layer
 from ..checkpoint import load_model, save_checkpoint
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 from ..load import load
 from ..offline import transcribe_job
 from ..store import Store
@@ -140,4 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

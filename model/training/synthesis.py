@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..config import SAMPLE_RATE
-from ..errors import AudioFormatError, ConfigError
+from ..errors import AudioFormatError, ConfigError, as_command
 from ..store import COLUMNS, read_clips
 from .hibari import Hibari
 from .store import StoreWriter
@@ -226,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from ..backbone import Layer
 from ..checkpoint import Model, build_model, load_model
 from ..config import CROSS, TEXT, TRANSLATION
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 from . import text
 from .batches import Batches
 from .dictation import AROUND
@@ -292,4 +292,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)
