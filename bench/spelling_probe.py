@@ -3,10 +3,13 @@
     python bench/spelling_probe.py --store FOLDER                        # from the teacher's features, every 24 ms as they are
     python bench/spelling_probe.py --store FOLDER --every-40-ms          # from the same, as often as the model could have them
     python bench/spelling_probe.py --store FOLDER --model small --layer 6
+    python bench/spelling_probe.py --store FOLDER --model small --layer 8 --delay 6 --known librispeech
 
 Three convolutions learn CTC on the same hours of transcribed speech each time (as ``align.FeatureProbe``, with two outputs for each
 40 ms), and spell the dev split greedily. They know nothing of words, so the character error rate tells hearing from language: what is
-wrong with the teacher's features is the probe's own, what a layer has beyond that was not heard.
+wrong with the teacher's features is the probe's own, what a layer has beyond that was not heard. With ``--known`` the net learns nothing
+from that source, and spells as many of its training clips as of the dev split: what it has fewer errors in there, and has not with the
+teacher's features, the layer knows by heart.
 """
 
 from __future__ import annotations
@@ -162,20 +165,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=150, help="of that split")
     parser.add_argument("--hours", type=float, default=9.0, help="to learn from")
     parser.add_argument("--passes", type=int, default=4)
+    parser.add_argument("--known", metavar="SOURCE", help="spell training clips of this source too, of which the net has learnt none")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     speech, dev = Speech([(given.store, 1.0)], None, labels=[0.8]), Speech([(given.store, 1.0)], None, split=given.split)
     usual = [item for item in speech.labelled if item[1].id in speech.tables[0] and item[1].seconds < LONGEST_S]
-    order = np.random.default_rng(0).permutation(len(usual))
-    until = np.searchsorted(np.cumsum([usual[i][1].seconds for i in order]), given.hours * 3600) + 1
+    usual = [usual[i] for i in np.random.default_rng(0).permutation(len(usual))]
+    clips = {given.split: [clip for _, clip, _ in dev.labelled[: given.clips]]}
+    if given.known:
+        clips[given.known] = [clip for _, clip, _ in usual if clip.source == given.known][: given.clips]
+        usual = [item for item in usual if item[1].source != given.known]
+    until = np.searchsorted(np.cumsum([clip.seconds for _, clip, _ in usual]), given.hours * 3600) + 1
     hear = layer(given.model, given.layer, given.delay) if given.model else teacher(speech, every_frame=given.every_40_ms)
     each = 2 if given.model or given.every_40_ms else 1
-    probe = learn(hear, speech.stores[0], [usual[i] for i in order[:until]], each=each, passes=given.passes)
-    clips = [clip for _, clip, _ in dev.labelled[: given.clips]]
-    texts = [said or "-" for clip in clips for said in spell(probe, hear(dev.stores[0], [clip]))]
-    references = [normalise(clip.text) for clip in clips]
-    print(f"characters wrong {100 * jiwer.cer(references, texts):.1f} %, words {100 * jiwer.wer(references, texts):.1f} %: {texts[0]}")
+    probe = learn(hear, speech.stores[0], usual[:until], each=each, passes=given.passes)
+    for name, some in clips.items():
+        texts = [said or "-" for clip in some for said in spell(probe, hear(dev.stores[0], [clip]))]
+        references = [normalise(clip.text) for clip in some]
+        wrong, words = 100 * jiwer.cer(references, texts), 100 * jiwer.wer(references, texts)
+        print(f"{name}: characters wrong {wrong:.1f} %, words {words:.1f} %: {texts[0]}")
 
 
 if __name__ == "__main__":
