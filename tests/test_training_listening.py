@@ -25,6 +25,7 @@ from dragoman.model.training.augment import AugmentOptions  # noqa: E402
 from dragoman.model.training.dictation import ClipOptions, Dictation, Dictations, whole_clip  # noqa: E402
 from dragoman.model.training.heads import FAR_STEP  # noqa: E402
 from dragoman.model.training.join import join  # noqa: E402
+from dragoman.model.training.letters import letters_of  # noqa: E402
 from dragoman.model.training.listening import (  # noqa: E402
     Listener,
     ListeningOptions,
@@ -208,6 +209,62 @@ def test_clips_without_features_teach_their_words(tmp_path: Path, tokenizer: tok
     listener, given = make_listener(), make_dictations(tmp_path, tokenizer)[0]
     without = replace(given, batch=replace(given.batch, late=given.batch.late[:0], late_rows=given.batch.late_rows[:0]))
     assert set(listener(without)[1]) == {"words", "words_right"}
+
+
+def test_letters_are_asked_of_clips_that_are_whole(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    word_times(tmp_path / "store", 2, 4)
+    dictations = make_dictations(tmp_path, tokenizer, truncate=0.5, wrong_tokens=0.0)
+    given = next(given for given in map(dictations.__getitem__, range(20)) if given.cut.any() and not given.cut.all())
+    letters = given.batch.ctc.split(given.batch.ctc_lengths.tolist())
+    for row, cut, labels in zip(letters, given.cut.tolist(), asked(given), strict=True):
+        assert row.tolist() == ([] if cut else text.ctc_targets(tokenizer.decode(labels[:-1])))
+    assert letters_of("It's 7 o'clock.") == [], "nobody says a digit"
+    assert letters_of("It's seven!") == text.ctc_targets("it's seven")
+
+
+def test_letters_add_their_loss_and_their_head_begins_fitted(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    plain, given = make_listener(), make_dictations(tmp_path, tokenizer)[0]
+    rates = RateOptions(letters=0.3, letters_after=1)
+    listener = Listener(plain.student, plain.decoder, (np.zeros(WIDTH), np.ones(WIDTH)), rates)
+    listener.load_state_dict(plain.state_dict(), strict=False)
+    listener._knows = plain._knows  # pyright: ignore[reportPrivateUsage]
+    assert listener.letters is not None
+    without, (loss, figures) = plain(given)[0], listener(given)
+    assert float((loss - without).detach()) == pytest.approx(0.3 * figures["letters"], rel=1e-4)
+    with torch.no_grad(), autocast():
+        x, batch = listener.normed(listener.student.hidden_states(given.batch)[1]), given.batch
+        said = listener.letters.head(x).float()
+    total, at = 0.0, 0
+    for row, (n, length) in enumerate(zip(batch.audio_frames.tolist(), batch.ctc_lengths.tolist(), strict=True)):
+        moments = said[row, 2 : 2 + n].reshape(2 * n, 1, -1).log_softmax(-1)  # two of them for each frame, in their order
+        wanted = batch.ctc[at : at + length][None]
+        total += float(torch.nn.functional.ctc_loss(moments, wanted, [2 * n], [length], reduction="sum"))
+        at += length
+    assert figures["letters"] == pytest.approx(total / at, rel=1e-4)
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in listener.letters.parameters())
+    listening.fit_letters(listener, [given.batch])
+    assert listener(given)[1]["letters"] < 0.8 * figures["letters"]
+    nobody = make_dictations(tmp_path, tokenizer, nobody=1.0)[0]
+    assert set(listener(nobody)[1]) == {"words", "words_right"}
+
+
+def test_a_run_with_letters_is_built_and_read_again(
+    tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "choose_pieces", lambda options, speech: tokenizer)
+    monkeypatch.setattr(listening, "published_decoder", lambda tokenizer, layers: Decoder(VOCABULARY, len(layers)))
+    monkeypatch.setattr(listening, "HEAD_BATCHES", 2)
+    options = run_options(tmp_path)
+    with pytest.raises(ConfigError, match="letters_after is 6, expected 1 to"):
+        build_trainer(replace(options, train=replace(options.train, letters=0.3)))
+    trainer = build_trainer(replace(options, train=replace(options.train, letters=0.3, letters_after=1)))
+    trainer.update(trainer.dictations[0])
+    trainer.save()
+    read = load_listener(tmp_path / "run", averaged=False)
+    for (name, a), b in zip(trainer.listener.state_dict().items(), read.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert read.letters is not None
 
 
 def test_what_the_decoder_says_where_a_clip_is_cut_is_not_asked_for(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:

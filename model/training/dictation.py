@@ -20,6 +20,7 @@ from ..config import SAMPLE_RATE
 from ..errors import ConfigError
 from . import augment, text
 from .augment import AugmentOptions
+from .letters import letters_of
 from .rows import IGNORE, Batch, Row, collate
 from .speech import Speech
 from .splices import FRAME, PAUSE, PAUSES, written_after
@@ -124,7 +125,10 @@ class Dictations(Dataset[Dictation]):
         if not shortest <= frames <= length - len(AROUND) or len(tokens) >= length // FRAMES_PER_TOKEN:
             return None  # as most are: before anything is computed
         table = speech.tables[which]
-        return self._heard(change.of(wave), change.factor, table[clip.id] if clip.id in table else None, cut, length, rng), tokens
+        row = self._heard(change.of(wave), change.factor, table[clip.id] if clip.id in table else None, cut, length, rng)
+        if not cut:  # else a word is half heard, of which no letter is known
+            row.characters = letters_of(words)
+        return row, tokens
 
     def _spliced(self, shortest: int, length: int, rng: np.random.Generator) -> Drawn:
         """Runs of one speaker's words as a row, all changed alike so that no joint is heard, and their tokens; None if they do not fit.
@@ -152,7 +156,9 @@ class Dictations(Dataset[Dictation]):
         wave = change.of(np.concatenate(waves)[: int(wanted)])
         if not shortest <= len(wave) // FRAME + MOST_LEAD + options.tail_frames <= length - len(AROUND):
             return None
-        return self._heard(wave, change.factor, None, False, length, rng), tokens
+        row = self._heard(wave, change.factor, None, False, length, rng)
+        row.characters = letters_of(" ".join(written))
+        return row, tokens
 
     def _heard(
         self, wave: Floats, factor: float, features: NDArray[np.float16] | None, cut: bool, length: int, rng: np.random.Generator

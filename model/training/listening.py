@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from ..backbone import rms_norm
 from ..checkpoint import load_model
 from ..config import AUDIO, ModelConfig, read_model_config
-from ..errors import ConfigError
+from ..errors import ConfigError, as_command
 from ..scoring import word_errors
 from . import pieces, text
 from .augment import AugmentOptions
@@ -47,6 +47,7 @@ from .batches import Batches
 from .dictation import AROUND, ClipOptions, Dictation, Dictations, whole_clip
 from .frames import covariance, hold, span
 from .heads import FAR_STEP, HEAD_BATCHES, least_squares
+from .letters import Letters
 from .moonshine import Decoder, load_decoder, run_layer
 from .optim import Muon, split_parameters
 from .options import read_yaml
@@ -84,6 +85,8 @@ class RateOptions:
     words: float = 0.5  # weight of the right words, beside
     said: float = 1.0  # all that the decoder says to the teacher's features, and
     late: float = 0.5  # these features themselves, asked for ``batches.late_frames`` late
+    letters: float = 0.0  # the letters, after ``letters_after`` layers (letters.py)
+    letters_after: int = 6
     checkpoint_s: float = 300.0
     evaluate_every: int = 100
     evaluate_clips: int = 60
@@ -139,6 +142,7 @@ class Listener(nn.Module):
         for name, value in zip(("mean", "spread"), spread, strict=True):
             self.register_buffer(name, torch.as_tensor(value).float() * SPREAD)
         self.weights = weights or RateOptions()
+        self.letters = Letters(student.config.backbone.hidden_size) if self.weights.letters else None
         for name, p in decoder.named_parameters():
             p.requires_grad_(looks_at_audio(name) or (self.weights.writing_lr > 0 and not name.startswith("embed_tokens")))
         self._knows = (copy.deepcopy(decoder).eval().requires_grad_(False),)  # as published; no part of what is saved
@@ -162,7 +166,10 @@ class Listener(nn.Module):
 
     def hear(self, batch: Batch) -> Tensor:
         """[B, T, d] after the hearing layers, normed: only directions are looked at."""
-        return rms_norm(self.student.hidden_states(batch)[-1].float(), None, self.student.config.backbone.rms_norm_eps)
+        return self.normed(self.student.hidden_states(batch)[-1])
+
+    def normed(self, states: Tensor) -> Tensor:
+        return rms_norm(states.float(), None, self.student.config.backbone.rms_norm_eps)
 
     def states(self, heard: Tensor) -> Tensor:
         """[B, T, d] → [B, T, 288] as Moonshine's encoder would give them."""
@@ -171,7 +178,8 @@ class Listener(nn.Module):
     def forward(self, dictation: Dictation) -> tuple[Tensor, dict[str, float]]:
         batch, weights = dictation.batch, self.weights
         with autocast():
-            heard, places = self.hear(batch), (dictation.labels != IGNORE).flatten().nonzero()[:, 0]
+            layers = self.student.hidden_states(batch)
+            heard, places = self.normed(layers[-1]), (dictation.labels != IGNORE).flatten().nonzero()[:, 0]
             said = at(self.decoder(dictation.ids, self.states(heard), audio_heard(batch)), places)
             wanted, known = self._wanted(dictation, places) if weights.said and len(batch.late) else (None, None)
             labels = dictation.labels.flatten()[places]
@@ -180,6 +188,9 @@ class Listener(nn.Module):
             if weights.late and len(batch.late):
                 missed = feature_loss(self.features, heard, batch.late_rows, batch.late)
                 total, figures["late"] = total + weights.late * missed, float(missed.detach())
+            if self.letters is not None and batch.ctc_lengths.any():
+                nats = self.letters(self.normed(layers[weights.letters_after]), batch)
+                total, figures["letters"] = total + weights.letters * nats, float(nats.detach())
         return total, figures
 
     @torch.no_grad()
@@ -220,7 +231,8 @@ class ListeningTrainer(Trainer):
         self.muon = Muon(matrices, lr=rates.muon_lr, weight_decay=rates.weight_decay)
         learns = [(name, p) for name, p in listener.decoder.named_parameters() if p.requires_grad]
         looks, writes = ([p for name, p in learns if looks_at_audio(name) == audio] for audio in (True, False))
-        own = [*rest, *listener.adapt.parameters(), *listener.features.parameters()]
+        heads = [head for head in (listener.adapt, listener.features, listener.letters) if head is not None]
+        own = [*rest, *(p for head in heads for p in head.parameters())]
         groups = [{"params": own}, {"params": looks}, {"params": writes}]
         self.adam = torch.optim.AdamW(groups, lr=rates.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
@@ -321,6 +333,8 @@ def build_trainer(options: ListeningOptions) -> ListeningTrainer:
     torch.set_flush_denormal(True)
     speech = speech_of(options)
     start = user_path(options.start_from)
+    if rates.letters and not 0 < rates.letters_after <= options.layers:
+        raise ConfigError(f"train.letters_after is {rates.letters_after}, expected 1 to {options.layers}, which is how many layers hear")
     student, joined = first_layers(start, options.layers), read_model_config(start).backbone.plain is not None
     if not (run / "tokenizer.json").exists() and joined:
         shutil.copyfile(start / "tokenizer.json", run / "tokenizer.json")
@@ -335,7 +349,9 @@ def build_trainer(options: ListeningOptions) -> ListeningTrainer:
     trainer = ListeningTrainer(listener, dictations, run, rates, held_span(options, speech, student))
     if not trainer.resume():
         trainer.hold()
-        fit_adapt(listener, [dictations[FAR_STEP + i].batch for i in range(HEAD_BATCHES)])
+        far = [dictations[FAR_STEP + i].batch for i in range(HEAD_BATCHES)]
+        fit_adapt(listener, far)
+        fit_letters(listener, far)
         if joined:
             unjoin(load_model(start), decoder, listener.adapt, listener.mean, listener.spread)
         trainer.averaged |= {name: value.clone() for name, value in listener.state_dict().items()}
@@ -366,6 +382,15 @@ def fit_adapt(listener: Listener, batches: Sequence[Batch]) -> float:
     return missed
 
 
+def fit_letters(listener: Listener, batches: Sequence[Batch]) -> None:
+    """Where letters are asked for, their head begins with what the given layers say of them."""
+    if listener.letters is None:
+        return
+    with torch.no_grad(), autocast():
+        heard = [listener.normed(listener.student.hidden_states(batch, listener.weights.letters_after)[-1]) for batch in batches]
+    listener.letters.fit(list(zip(heard, batches, strict=True)))
+
+
 def read_tokenizer(run: Path) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # which is not written into the file: a text that spells <eos> is text
@@ -380,7 +405,9 @@ def load_listener(run: Path, *, averaged: bool = True) -> Listener:
     config = config_of(json.loads((run / "sizes.json").read_text()))
     layers = {found[1] for name in weights if (found := re.match(r"decoder\.layers\.(\d+)\.", name))}
     decoder = Decoder(len(weights["decoder.embed_tokens.weight"]), len(layers))
-    listener = Listener(hearing_student(config, config.backbone.num_layers), decoder, (weights["mean"].numpy(), weights["spread"].numpy()))
+    rates = RateOptions(letters=float(any(name.startswith("letters.") for name in weights)))
+    spread = weights["mean"].numpy(), weights["spread"].numpy()
+    listener = Listener(hearing_student(config, config.backbone.num_layers), decoder, spread, rates)
     listener.load_state_dict(weights)
     return listener.eval()
 
@@ -402,4 +429,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

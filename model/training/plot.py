@@ -21,7 +21,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("text, nats for each token", ("words", "dev_words", "held_words")),
     ("text, share of tokens right; the same as the decoder's", ("words_right", "dev_words_right", "held_words_right", "same")),
     ("word error rate of dev speech, %", ("dev_wer", "dev_heard_wer")),
-    ("characters, nats", ("characters", "ctc")),
+    ("characters, nats", ("characters", "ctc", "letters")),
     ("front end and features, mean squared error", ("mel", "features", "late")),
     ("from what the decoder says to the teacher's features, nats", ("said",)),
     ("pointer, nats", ("pointer",)),
