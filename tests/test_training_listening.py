@@ -60,6 +60,14 @@ def tokenizer(tmp_path: Path) -> tokenizers.Tokenizer:
     return make_tokenizer(tmp_path)
 
 
+@pytest.fixture
+def small_start(tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs begin with the test's pieces and a random decoder of that size, and fit their heads on little."""
+    monkeypatch.setattr(listening, "choose_pieces", lambda options, speech: tokenizer)
+    monkeypatch.setattr(listening, "published_decoder", lambda tokenizer, layers: Decoder(VOCABULARY, len(layers)))
+    monkeypatch.setattr(listening, "HEAD_BATCHES", 2)
+
+
 def asked(given: Dictation) -> list[list[int]]:
     return [row[row != IGNORE].tolist() for row in given.labels]
 
@@ -233,7 +241,7 @@ def test_letters_add_their_loss_and_their_head_begins_fitted(tmp_path: Path, tok
     assert float((loss - without).detach()) == pytest.approx(0.3 * figures["letters"], rel=1e-4)
     with torch.no_grad(), autocast():
         x, batch = listener.normed(listener.student.hidden_states(given.batch)[1]), given.batch
-        said = listener.letters.head(x).float()
+        said = listener.letters(x).float()
     total, at = 0.0, 0
     for row, (n, length) in enumerate(zip(batch.audio_frames.tolist(), batch.ctc_lengths.tolist(), strict=True)):
         moments = said[row, 2 : 2 + n].reshape(2 * n, 1, -1).log_softmax(-1)  # two of them for each frame, in their order
@@ -249,12 +257,8 @@ def test_letters_add_their_loss_and_their_head_begins_fitted(tmp_path: Path, tok
     assert set(listener(nobody)[1]) == {"words", "words_right"}
 
 
-def test_a_run_with_letters_is_built_and_read_again(
-    tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listening, "choose_pieces", lambda options, speech: tokenizer)
-    monkeypatch.setattr(listening, "published_decoder", lambda tokenizer, layers: Decoder(VOCABULARY, len(layers)))
-    monkeypatch.setattr(listening, "HEAD_BATCHES", 2)
+@pytest.mark.usefixtures("small_start")
+def test_a_run_with_letters_is_built_and_read_again(tmp_path: Path) -> None:
     options = run_options(tmp_path)
     with pytest.raises(ConfigError, match="letters_after is 6, expected 1 to"):
         build_trainer(replace(options, train=replace(options.train, letters=0.3)))
@@ -392,10 +396,8 @@ def test_hearing_goes_on_from_a_model_that_listening_made(tmp_path: Path, tokeni
         first_layers(tmp_path / "joined", 3)
 
 
-def test_a_run_is_built_saved_and_read_again(tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "choose_pieces", lambda options, speech: tokenizer)
-    monkeypatch.setattr(listening, "published_decoder", lambda tokenizer, layers: Decoder(VOCABULARY, len(layers)))
-    monkeypatch.setattr(listening, "HEAD_BATCHES", 2)
+@pytest.mark.usefixtures("small_start")
+def test_a_run_is_built_saved_and_read_again(tmp_path: Path) -> None:
     options = run_options(tmp_path)
     trainer = build_trainer(options)
     with torch.no_grad(), autocast():
@@ -442,12 +444,8 @@ def test_a_run_goes_on_from_all_that_listening_made(
     assert torch.equal(trainer.averaged["decoder.layers.0.encoder_attn.k_proj.weight"], published.layers[0].encoder_attn.k_proj.weight)  # type: ignore[union-attr]
 
 
-def test_a_held_projector_looks_at_no_more_of_a_frame(
-    tmp_path: Path, tokenizer: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listening, "choose_pieces", lambda options, speech: tokenizer)
-    monkeypatch.setattr(listening, "published_decoder", lambda tokenizer, layers: Decoder(VOCABULARY, len(layers)))
-    monkeypatch.setattr(listening, "HEAD_BATCHES", 2)
+@pytest.mark.usefixtures("small_start")
+def test_a_held_projector_looks_at_no_more_of_a_frame(tmp_path: Path) -> None:
     options = replace(run_options(tmp_path), strongest=8)
     trainer = build_trainer(options)
     weight, held = trainer.listener.student.projector.embedding_projection.weight, trainer.held

@@ -20,33 +20,29 @@ PER_FRAME = 2  # outputs: people say up to twenty letters a second, and between 
 FIT_STEPS, FIT_RATE = 240, 3e-3
 
 
-class Letters(nn.Module):
-    """``forward(x, batch)``: states [B, T, d] of a layer → the CTC loss in nats for each character of the rows of which it is known."""
+def ctc_loss(head: nn.Linear, x: Tensor, batch: Batch) -> Tensor:
+    """States [B, T, d] of a layer → nats for each character of the rows of which it is known. ``head`` may have several outputs for each
+    frame, one after the other."""
+    have, classes = batch.ctc_lengths > 0, len(text.CTC_CHARACTERS)
+    said = head(x[have, 2:]).float()  # behind <bos><|audio>
+    said = said.view(len(said), -1, classes).log_softmax(-1).transpose(0, 1)
+    outputs, lengths = head.out_features // classes * batch.audio_frames[have], batch.ctc_lengths[have]
+    return F.ctc_loss(said, batch.ctc, outputs, lengths, reduction="sum", zero_infinity=True) / lengths.sum()
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(width, PER_FRAME * len(text.CTC_CHARACTERS))
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        have = batch.ctc_lengths > 0
-        said = self.head(x[have, 2:]).float()  # behind <bos><|audio>
-        said = said.view(len(said), -1, len(text.CTC_CHARACTERS)).log_softmax(-1).transpose(0, 1)
-        lengths = batch.ctc_lengths[have]
-        total = F.ctc_loss(said, batch.ctc, PER_FRAME * batch.audio_frames[have], lengths, reduction="sum", zero_infinity=True)
-        return total / lengths.sum()
+def letter_head(width: int) -> nn.Linear:
+    """For states of that width, with random weights."""
+    return nn.Linear(width, PER_FRAME * len(text.CTC_CHARACTERS))
 
-    def fit(self, heard: Sequence[tuple[Tensor, Batch]], steps: int = FIT_STEPS) -> float:
-        """Fit the head alone to states that are there already, so that its first gradient undoes nothing; returns what is left, in nats."""
-        heard = [(x, batch) for x, batch in heard if batch.ctc_lengths.any()]
-        optimiser = torch.optim.AdamW(self.parameters(), lr=FIT_RATE, weight_decay=0.0)
-        left = float("nan")
-        for step in range(steps if heard else 0):
-            loss = self(*heard[step % len(heard)])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            left = float(loss.detach())
-        return left
+
+def fit(head: nn.Linear, heard: Sequence[tuple[Tensor, Batch]], steps: int = FIT_STEPS) -> None:
+    """Fit the head alone to states that are there already, so that its first gradient undoes nothing."""
+    heard = [(x, batch) for x, batch in heard if batch.ctc_lengths.any()]
+    optimiser = torch.optim.AdamW(head.parameters(), lr=FIT_RATE, weight_decay=0.0)
+    for step in range(steps if heard else 0):
+        optimiser.zero_grad()
+        ctc_loss(head, *heard[step % len(heard)]).backward()
+        optimiser.step()
 
 
 def letters_of(words: str) -> list[int]:

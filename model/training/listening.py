@@ -41,13 +41,12 @@ from ..checkpoint import load_model
 from ..config import AUDIO, ModelConfig, read_model_config
 from ..errors import ConfigError, as_command
 from ..scoring import word_errors
-from . import pieces, text
+from . import letters, pieces, text
 from .augment import AugmentOptions
 from .batches import Batches
 from .dictation import AROUND, ClipOptions, Dictation, Dictations, whole_clip
 from .frames import covariance, hold, span
 from .heads import FAR_STEP, HEAD_BATCHES, least_squares
-from .letters import Letters
 from .moonshine import Decoder, load_decoder, run_layer
 from .optim import Muon, split_parameters
 from .options import read_yaml
@@ -142,7 +141,7 @@ class Listener(nn.Module):
         for name, value in zip(("mean", "spread"), spread, strict=True):
             self.register_buffer(name, torch.as_tensor(value).float() * SPREAD)
         self.weights = weights or RateOptions()
-        self.letters = Letters(student.config.backbone.hidden_size) if self.weights.letters else None
+        self.letters = letters.letter_head(student.config.backbone.hidden_size) if self.weights.letters else None
         for name, p in decoder.named_parameters():
             p.requires_grad_(looks_at_audio(name) or (self.weights.writing_lr > 0 and not name.startswith("embed_tokens")))
         self._knows = (copy.deepcopy(decoder).eval().requires_grad_(False),)  # as published; no part of what is saved
@@ -165,10 +164,11 @@ class Listener(nn.Module):
             self.student.run_layer, self.decoder.run_layer = compiled
 
     def hear(self, batch: Batch) -> Tensor:
-        """[B, T, d] after the hearing layers, normed: only directions are looked at."""
+        """[B, T, d] after the hearing layers, normed."""
         return self.normed(self.student.hidden_states(batch)[-1])
 
     def normed(self, states: Tensor) -> Tensor:
+        """[B, T, d] of a hearing layer, of which only directions are looked at."""
         return rms_norm(states.float(), None, self.student.config.backbone.rms_norm_eps)
 
     def states(self, heard: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class Listener(nn.Module):
                 missed = feature_loss(self.features, heard, batch.late_rows, batch.late)
                 total, figures["late"] = total + weights.late * missed, float(missed.detach())
             if self.letters is not None and batch.ctc_lengths.any():
-                nats = self.letters(self.normed(layers[weights.letters_after]), batch)
+                nats = letters.ctc_loss(self.letters, self.normed(layers[weights.letters_after]), batch)
                 total, figures["letters"] = total + weights.letters * nats, float(nats.detach())
         return total, figures
 
@@ -388,7 +388,7 @@ def fit_letters(listener: Listener, batches: Sequence[Batch]) -> None:
         return
     with torch.no_grad(), autocast():
         heard = [listener.normed(listener.student.hidden_states(batch, listener.weights.letters_after)[-1]) for batch in batches]
-    listener.letters.fit(list(zip(heard, batches, strict=True)))
+    letters.fit(listener.letters, list(zip(heard, batches, strict=True)))
 
 
 def read_tokenizer(run: Path) -> tokenizers.Tokenizer:

@@ -19,6 +19,7 @@ from ..checkpoint import Model
 from ..config import AUDIO, CROSS, TRANSLATION, ModelConfig
 from ..projector import AudioProjector
 from . import text
+from .letters import ctc_loss
 from .precision import autocast, compute_dtype
 from .rows import IGNORE, Batch
 from .splices import FRAME
@@ -163,7 +164,7 @@ class Student(nn.Module):
             if weights.characters and bool((batch.characters != IGNORE).any()):
                 losses["characters"] = self._character_loss(states[self.depths.ctc], batch)
             if weights.ctc and batch.ctc_lengths.any():
-                losses["ctc"] = self._ctc_loss(states[self.depths.ctc], batch)
+                losses["ctc"] = ctc_loss(self.character_head, states[self.depths.ctc], batch)
             figures: dict[str, float] = {}
             if weights.words and bool((batch.labels != IGNORE).any()):
                 labels = batch.labels if last is None else batch.labels.gather(1, last)
@@ -184,14 +185,6 @@ class Student(nn.Module):
         """Cross-entropy in nats for each moment."""
         logits = self.character_head(x.flatten(0, 1)[batch.feature_rows]).float()
         return F.cross_entropy(logits, batch.characters, ignore_index=IGNORE)
-
-    def _ctc_loss(self, x: Tensor, batch: Batch) -> Tensor:
-        """Nats for each character."""
-        have = batch.ctc_lengths > 0
-        logits = self.character_head(x[have, 2:]).float().log_softmax(-1).transpose(0, 1)
-        lengths = batch.ctc_lengths[have]
-        total = F.ctc_loss(logits, batch.ctc, batch.audio_frames[have], lengths, reduction="sum", zero_infinity=True)
-        return total / lengths.sum()
 
     def _words_loss(self, x: Tensor, labels: Tensor, expected: Tensor, weights: LossWeights) -> tuple[Tensor, float]:
         """Cross-entropy in nats for each token, and the share of tokens guessed right."""
