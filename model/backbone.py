@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import CROSS, TEXT, BackboneConfig, PlainLayers, goes_through
+from .config import CROSS, PLAIN_AUDIO, TEXT, BackboneConfig, PlainLayers, goes_through
 
 Attend = Callable[[int, Tensor, Tensor | None, Tensor | None], Tensor]
 Remember = Callable[[int, Tensor, Tensor], None]  # layer, k, v
-Rotary = dict[str, tuple[Tensor, Tensor]]  # kind of layer -> cos, sin, each [..., 1, D]
+Rotary = dict[str, tuple[Tensor, Tensor]]  # BackboneConfig.turning -> cos, sin, each [..., 1, D]
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -48,13 +48,15 @@ def _norm(width: int, eps: float, *, there: bool) -> nn.Module:
 
 
 def rotary_frequencies(config: BackboneConfig, kind: str) -> Tensor:
-    """[D/2] angles per position. Full layers turn a quarter of the pairs ("proportional": exponents over all of D), the rest stand."""
+    """[D/2] angles per position, of a kind of layer or of PLAIN_AUDIO ones, which are full layers. Full layers turn a quarter of the pairs
+    ("proportional": exponents over all of D), the rest stand."""
     sliding = kind == "sliding_attention"
     dim = config.head_dim if sliding else config.global_head_dim
     theta = config.rope_theta if sliding else config.global_rope_theta
     turned = int((1.0 if sliding else config.global_partial_rotary_factor) * dim // 2)
     exponents = torch.arange(0, 2 * turned, 2, dtype=torch.float32) / dim
-    return torch.cat([theta**-exponents, torch.zeros(dim // 2 - turned)])
+    step = config.plain.audio_step if kind == PLAIN_AUDIO and config.plain is not None else 1.0
+    return torch.cat([step * theta**-exponents, torch.zeros(dim // 2 - turned)])
 
 
 def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
@@ -71,7 +73,7 @@ class Attention(nn.Module):
     def __init__(self, config: BackboneConfig, layer: int, *, queries_only: bool = False) -> None:
         super().__init__()
         d, self.dim = config.hidden_size, config.dim(layer)
-        self.kind, self.eps = config.layer_types[layer], config.rms_norm_eps
+        self.kind, self.eps = config.turning(layer), config.rms_norm_eps
         self.plain = config.plain_layer(layer) is not None
         self.turns = not (self.plain and config.layer_roles[layer] == CROSS)
         wide, narrow = config.heads(layer) * self.dim, config.kv_heads(layer) * self.dim
@@ -187,9 +189,9 @@ class Backbone(nn.Module):
         return self.embed_tokens(ids) * torch.tensor(self.config.hidden_size**0.5).to(weight.dtype)
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> Rotary:
-        """cos and sin for each kind of layer, from fp32 angles; positions [...] are absolute."""
+        """cos and sin for each way of turning (``BackboneConfig.turning``), from fp32 angles; positions [...] are absolute."""
         tables: Rotary = {}
-        for kind in dict.fromkeys(self.config.layer_types):
+        for kind in dict.fromkeys(map(self.config.turning, range(self.config.num_layers))):
             frequencies = rotary_frequencies(self.config, kind).to(positions.device)
             angles = positions.float()[..., None] * frequencies
             angles = torch.cat([angles, angles], -1)[..., None, :]

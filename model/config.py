@@ -14,28 +14,32 @@ from .errors import ConfigError
 SAMPLE_RATE = 16_000
 _MOST_SEGMENT_S = 30.0  # longer audio than this no model of the family is documented for (spec 2.1)
 _GEMMA_POSITIONS = 450  # beyond so many the released 12B is reported to hear nothing (spec 0)
-# Roles of a small model's layers (BackboneConfig.layer_roles). Audio and what begins it, <bos><|audio>, goes through AUDIO layers, a
-# transcript through those of TEXT and CROSS, and what is written behind the token of another language through those of TRANSLATION. In a
-# CROSS layer text looks at audio, in the others a position looks at those before it that went through the same layers. A TEXT layer has no
-# MLP: the CROSS layer above it has one.
-AUDIO, TEXT, CROSS, TRANSLATION = "audio", "text", "cross", "translation"
+# Roles of a small model's layers (BackboneConfig.layer_roles). Audio and what begins it, <bos><|audio>, goes through layers of AUDIO and of
+# PLAIN_AUDIO (which are Gemma's and plain ones), a transcript through those of TEXT and CROSS, and what is written behind the token of
+# another language through those of TRANSLATION. In a CROSS layer text looks at audio, in the others a position looks at those before it
+# that went through the same layers. A TEXT layer has no MLP: the CROSS layer above it has one.
+AUDIO, PLAIN_AUDIO, TEXT, CROSS, TRANSLATION = "audio", "plain_audio", "text", "cross", "translation"
 # Sides of a position, and the numbers that stand for them in arrays.
 SIDES = (TEXT, AUDIO, TRANSLATION)
 
 
 def goes_through(side: str, role: str) -> bool:
     """Whether positions of a side (AUDIO, TEXT or TRANSLATION) go through layers of a role."""
-    return role == side or (role == CROSS and side == TEXT)
+    return role == side or (role == CROSS and side == TEXT) or (role == PLAIN_AUDIO and side == AUDIO)
 
 
 @dataclass(frozen=True, slots=True)
 class PlainLayers:
-    """Layers for text that are not Gemma's but those of a plain pre-norm decoder (BackboneConfig.plain): a norm before each half
-    and none behind it, none of queries, keys and values; biases behind attention and in the MLP, whose gate is SiLU; nothing turns in a
-    CROSS layer. All their heads have keys of their own, of ``global_head_dim``."""
+    """Layers, of every role but AUDIO, that are not Gemma's but those of a plain pre-norm decoder (BackboneConfig.plain): a norm before
+    each half and none behind it, none of queries, keys and values; biases behind attention and in the MLP, whose gate is SiLU; nothing
+    turns in a CROSS layer. All their heads have keys of their own, of ``global_head_dim``.
+
+    ``audio_step``: in PLAIN_AUDIO layers each position turns as far as so many do elsewhere. Layers that were learnt at another rate of
+    frames keep their sense of time with it ("linear" scaling of positions, Chen et al., arXiv 2306.15595)."""
 
     num_attention_heads: int
     intermediate_size: int
+    audio_step: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,15 @@ class BackboneConfig:
 
     def plain_layer(self, layer: int) -> PlainLayers | None:
         return self.plain if self.layer_roles and self.layer_roles[layer] != AUDIO else None
+
+    def turning(self, layer: int) -> str:
+        """By which table of angles a layer turns: that of its kind, or PLAIN_AUDIO."""
+        return PLAIN_AUDIO if self.layer_roles and self.layer_roles[layer] == PLAIN_AUDIO else self.layer_types[layer]
+
+    @property
+    def hearing_layers(self) -> int:
+        """How many layers audio goes through before text looks at it."""
+        return sum(role in (AUDIO, PLAIN_AUDIO) for role in self.layer_roles) if self.layer_roles else self.num_layers
 
     def heads(self, layer: int) -> int:
         """Of queries."""
@@ -248,18 +261,21 @@ def _with_roles(backbone: BackboneConfig, given: Any, plain: Any) -> BackboneCon
     roles = _roles(given, backbone)
     if plain is None:
         return replace(backbone, layer_roles=roles)
-    sizes = cast("dict[str, Any]", plain) if isinstance(plain, dict) else {}
-    if set(sizes) != set(PlainLayers.__dataclass_fields__) or not all(isinstance(size, int) and size > 0 for size in sizes.values()):
-        raise ConfigError(f"plain_layers is {plain!r} in section 'dragoman', expected {' and '.join(PlainLayers.__dataclass_fields__)}")
+    sizes = dict(cast("dict[str, Any]", plain)) if isinstance(plain, dict) else {}
+    step = sizes.pop("audio_step", 1.0)
+    whole = all(isinstance(size, int) and size > 0 for size in sizes.values())
+    if set(sizes) != {"num_attention_heads", "intermediate_size"} or not whole or not isinstance(step, int | float) or not step > 0:
+        wanted = "num_attention_heads and intermediate_size, whole numbers above 0, and if it is not 1 audio_step, above 0"
+        raise ConfigError(f"plain_layers is {plain!r} in section 'dragoman', expected {wanted}")
     if not roles or backbone.attention_k_eq_v:
         raise ConfigError("plain_layers in section 'dragoman' needs layer_roles, and attention_k_eq_v to be false")
-    return replace(backbone, layer_roles=roles, plain=PlainLayers(**sizes))
+    return replace(backbone, layer_roles=roles, plain=PlainLayers(**sizes, audio_step=float(step)))
 
 
 def _roles(given: Any, backbone: BackboneConfig) -> tuple[str, ...]:
     roles = tuple(cast("list[str]", given)) if isinstance(given, list) else (given,)
-    if roles and (len(roles) != backbone.num_layers or not set(roles) <= {AUDIO, TEXT, CROSS, TRANSLATION}):
-        known = f"{AUDIO}, {TEXT}, {CROSS} or {TRANSLATION}"
+    if roles and (len(roles) != backbone.num_layers or not set(roles) <= {AUDIO, PLAIN_AUDIO, TEXT, CROSS, TRANSLATION}):
+        known = f"{AUDIO}, {PLAIN_AUDIO}, {TEXT}, {CROSS} or {TRANSLATION}"
         raise ConfigError(f"layer_roles is {given!r} in section 'dragoman', expected {known} for each of {backbone.num_layers} layers")
     kinds = {(role, kind) for role, kind in zip(roles, backbone.layer_types, strict=False)}
     if len(kinds) != len(set(roles)) or (CROSS, "sliding_attention") in kinds:

@@ -164,7 +164,7 @@ def _shared_inputs(g: GraphWriter, angles: _Angles, layer: int, name: str, *, ma
     """``layer``: one of the store ``name``. ``masked``: its cache is looked at; ``new``: and so are the new positions."""
     mask = g.input(f"mask.{name}", np.float32, f"mask_rows.{name}", f"mask_columns.{name}") if masked else ""
     split = g.input(f"split.{name}", np.int64, 2) if masked and new else ""
-    return _Inputs(angles.config.kv_heads(layer), *angles.of(angles.config.layer_types[layer]), mask, split)
+    return _Inputs(angles.config.kv_heads(layer), *angles.of(angles.config.turning(layer)), mask, split)
 
 
 def _cache_inputs(g: GraphWriter, backbone: Backbone, layer: int, place: int | str) -> tuple[str, str]:

@@ -27,12 +27,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from .tiny_models import PLAIN, ROLES, TRANSLATING, WINDOW, G, L, noise, randomise, tiny_config, tiny_drafter, tiny_model
+from .tiny_models import HEARING, PLAIN, ROLES, TRANSLATING, WINDOW, G, L, noise, randomise, tiny_config, tiny_drafter, tiny_model
 
 BACKEND = TorchBackend(tiny_model(11, tiny_config(**ROLES)), tiny_drafter(12), slack_tokens=40)
 PLAIN_BACKEND = TorchBackend(tiny_model(11, tiny_config(**PLAIN)), slack_tokens=40)
 TRANSLATING_BACKEND = TorchBackend(tiny_model(11, tiny_config(**TRANSLATING)), slack_tokens=40)
-SIDE = {"text": "text", "cross": "text", "audio": "audio", "translation": "translation"}  # whose positions go through layers of a role
+HEARING_BACKEND = TorchBackend(tiny_model(11, tiny_config(**HEARING)), slack_tokens=40)
+SIDE = {
+    "text": "text",
+    "cross": "text",
+    "audio": "audio",
+    "plain_audio": "audio",
+    "translation": "translation",
+}  # whose positions go through layers of a role
 Block = int | list[int]  # so many frames, or tokens
 ROUNDING = 2e-4
 
@@ -49,7 +56,7 @@ def reference(backend: TorchBackend, blocks: list[Block]) -> Tensor:
         assert isinstance(layer, Layer)
         h = layer.input_layernorm(x)
         q, (k, v) = layer.self_attn.queries(h, rotary), layer.self_attn.keys_and_values(h, rotary)
-        seen = near if role == "audio" else causal & (heard if role == "cross" else of(sides, role))
+        seen = near if role == "audio" else causal & (heard if role in ("cross", "plain_audio") else of(sides, role))
         heads = [part.transpose(0, 1)[None] for part in (q, k, v)]
         found = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=1.0, enable_gqa=True)[0].transpose(0, 1)
         found = torch.where(seen.any(-1)[:, None, None], found, 0.0)
@@ -85,7 +92,7 @@ block_lists = st.lists(st.one_of(st.integers(1, 30), tokens), min_size=1, max_si
 
 @settings(deadline=None, max_examples=60)
 @given(
-    backend=st.sampled_from([BACKEND, PLAIN_BACKEND, TRANSLATING_BACKEND]),
+    backend=st.sampled_from([BACKEND, PLAIN_BACKEND, TRANSLATING_BACKEND, HEARING_BACKEND]),
     blocks=block_lists,
     undone=st.lists(st.one_of(st.none(), tokens), min_size=8, max_size=8),
 )
@@ -109,7 +116,14 @@ def test_streaming_equals_whole_layers_under_masks(backend: TorchBackend, blocks
     sides = embedded(backend, final)[1]
     assert cache.length == len(sides)
     for name, store in cache.stores.items():
-        assert store.ring.length == sides.count("audio" if name == "cross" else name)
+        assert store.ring.length == sides.count("audio" if name in ("cross", "plain_audio") else name)
+
+
+def test_positions_turn_further_in_plain_layers_that_hear() -> None:
+    rotary = HEARING_BACKEND.backbone.rotary
+    (cos, sin), full = rotary(torch.arange(8), torch.float32)["plain_audio"], rotary(1.5 * torch.arange(8), torch.float32)["full_attention"]
+    torch.testing.assert_close((cos, sin), full)
+    assert not torch.equal(cos, rotary(torch.arange(8), torch.float32)["full_attention"][0])
 
 
 def test_what_is_said_while_nothing_was_heard_looks_at_nothing() -> None:
@@ -190,7 +204,7 @@ def batch_of(rows: list[tuple[int, list[int]]], length: int) -> Batch:
 
 
 @pytest.mark.usefixtures("training_in_float32")
-@pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING], ids=["roles", "plain", "translating"])
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING, HEARING], ids=["roles", "plain", "translating", "hearing"])
 @pytest.mark.parametrize("narrow", [True, False])
 def test_training_computes_what_a_stream_does(narrow: bool, kinds: dict[str, Any]) -> None:
     """Only where something is asked, or everywhere: at each token the state is that of the runtime, after any frames and padding."""
@@ -212,7 +226,7 @@ def test_training_computes_what_a_stream_does(narrow: bool, kinds: dict[str, Any
         first = 0 if kinds is ROLES else 1  # there <audio|> is heard
         at = [int((places == place).nonzero()[0, 0]) for place in range(2 + n + first, 4 + n + len(words))]
         np.testing.assert_allclose(said[i, at].numpy(), torch.stack(list(step.hidden[first:])).numpy(), atol=ROUNDING)  # type: ignore[arg-type]
-        heard = states[2][i, 2 : 2 + n].float()
+        heard = states[learner.config.backbone.hearing_layers][i, 2 : 2 + n].float()
         np.testing.assert_allclose(heard.numpy(), audio_states(backend, i, n), atol=ROUNDING)
 
 
@@ -228,7 +242,7 @@ def audio_states(backend: TorchBackend, seed: int, n: int) -> np.ndarray[Any, An
 
 
 @pytest.mark.usefixtures("training_in_float32")
-@pytest.mark.parametrize("kinds", [ROLES, PLAIN], ids=["roles", "plain"])
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN, HEARING], ids=["roles", "plain", "hearing"])
 def test_every_weight_of_a_role_learns(kinds: dict[str, Any]) -> None:
     """And what a role does not have is not there: a layer of text has no MLP."""
     learner = student(kinds).train()
@@ -237,7 +251,8 @@ def test_every_weight_of_a_role_learns(kinds: dict[str, Any]) -> None:
     learner.backbone.norm(x.float()).square().mean().backward()
     names = {name for name, p in learner.backbone.named_parameters() if p.grad is None or not p.grad.any()}
     assert names == set()
-    assert not any(name.startswith(("layers.2.mlp", "layers.4.mlp")) for name, _ in learner.backbone.named_parameters())
+    without = tuple(f"layers.{i}.mlp" for i, role in enumerate(kinds["layer_roles"]) if role == "text")
+    assert len(without) == 2 and not any(name.startswith(without) for name, _ in learner.backbone.named_parameters())
 
 
 # -- folders
@@ -250,7 +265,7 @@ def model_folder(folder: Path, kinds: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING], ids=["roles", "plain", "translating"])
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING, HEARING], ids=["roles", "plain", "translating", "hearing"])
 @pytest.mark.parametrize("once", [False, True])
 def test_graphs_of_roles_hold_each_matrix_once(tmp_path: Path, once: bool, kinds: dict[str, Any]) -> None:
     model_folder(tmp_path / "new", kinds)
@@ -311,8 +326,8 @@ def test_no_transcript_turns_into_a_translation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("roles", "message"),
     [
-        (["audio"] * 5, "expected audio, text, cross or translation for each of 6 layers"),
-        (["audio", "audio", "text", "cross", "text", "speech"], "expected audio, text, cross or translation"),
+        (["audio"] * 5, "expected audio, plain_audio, text, cross or translation for each of 6 layers"),
+        (["audio", "audio", "text", "cross", "text", "speech"], "expected audio, plain_audio, text, cross or translation"),
         ("audio", "layer_roles is 'audio'"),
         (["audio", "text", "text", "cross", "text", "cross"], "expected one kind for each role"),
         (["cross", "cross", "text", "text", "text", "text"], "full attention for cross"),
@@ -336,7 +351,7 @@ def test_languages_need_layers_that_translate(kinds: dict[str, Any], ids: list[o
         model_config_from_mapping(raw)
 
 
-@pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING], ids=["roles", "plain", "translating"])
+@pytest.mark.parametrize("kinds", [ROLES, PLAIN, TRANSLATING, HEARING], ids=["roles", "plain", "translating", "hearing"])
 def test_roles_go_through_config_json(kinds: dict[str, Any]) -> None:
     config = replace(tiny_config(**kinds), audio=AudioConfig())
     again = config_of(json.loads(json.dumps(asdict(config.backbone))))
@@ -349,6 +364,7 @@ def test_roles_go_through_config_json(kinds: dict[str, Any]) -> None:
     [
         ({"num_attention_heads": 3}, {}, "expected num_attention_heads and intermediate_size"),
         ({"num_attention_heads": 3, "intermediate_size": 0}, {}, "plain_layers is .* expected"),
+        ({"num_attention_heads": 3, "intermediate_size": 4, "audio_step": 0}, {}, "if it is not 1 audio_step, above 0"),
         (8, {}, "plain_layers is 8"),
         ({"num_attention_heads": 3, "intermediate_size": 4}, {"layer_roles": []}, "needs layer_roles"),
     ],

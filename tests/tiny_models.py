@@ -39,6 +39,12 @@ TRANSLATING: dict[str, Any] = {
     "layer_types": (*ROLES["layer_types"], G, G),
     "layer_roles": (*ROLES["layer_roles"], "translation", "translation"),
 }
+HEARING: dict[str, Any] = {  # plain layers that hear, too
+    **PLAIN,
+    "layer_types": (L, L, G, G, G, G, G),
+    "layer_roles": ("audio", "audio", "plain_audio", "text", "cross", "text", "cross"),
+    "plain": PlainLayers(3, 40, 1.5),
+}
 LANGUAGES = (11, 12)  # tokens behind which these layers translate
 SPECIAL = SpecialIds(0, 2, (1,), image=80, audio=81, video=82, begin_of_image=83, end_of_image=84, begin_of_audio=85, end_of_audio=86)
 

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from ..backbone import Attend, causal_attention
 from ..checkpoint import Model, build_drafter, save_drafter
-from ..config import AUDIO, CROSS, TEXT, BackboneConfig, DrafterConfig
+from ..config import AUDIO, CROSS, PLAIN_AUDIO, TEXT, BackboneConfig, DrafterConfig
 from ..drafter import Drafter, check_fit
 from ..errors import ConfigError
 from ..load import Loaded
@@ -129,7 +129,8 @@ def _hear_by_roles(model: Model, x: Tensor, heard: Tensor) -> tuple[Tensor, dict
     causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
     positions, turn = torch.arange(x.shape[1])[None], heard.cumsum(1)
     near = turn[:, :, None] - turn[:, None] < config.sliding_window  # a window counts only what is heard
-    seen = {AUDIO: causal & heard[:, None] & near, TEXT: causal & ~heard[:, None], CROSS: causal & heard[:, None]}
+    before = causal & heard[:, None]
+    seen = {AUDIO: before & near, PLAIN_AUDIO: before, TEXT: causal & ~heard[:, None], CROSS: before}
 
     def attend(layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
         if k is not None and v is not None:

@@ -43,14 +43,14 @@ def joined_sizes(listener: Listener) -> BackboneConfig:
         old,
         vocab_size=listener.decoder.embed_tokens.num_embeddings,
         layer_types=(*old.layer_types, *["full_attention"] * (2 * layers)),
-        layer_roles=(AUDIO,) * old.num_layers + (TEXT, CROSS) * layers,
+        layer_roles=(old.layer_roles or (AUDIO,) * old.num_layers) + (TEXT, CROSS) * layers,
         global_head_dim=HEAD_DIM,
         attention_k_eq_v=False,
         # The decoder turns pair i by base^(−2i / 32) and Gemma's full layers by θ^(−2i / D), the first of their pairs alone.
         global_rope_theta=ROTARY_BASE ** (HEAD_DIM / ROTARY_DIM),
         global_partial_rotary_factor=(ROTARY_DIM + 0.5) / HEAD_DIM,
         final_logit_softcapping=None,
-        plain=PlainLayers(HEADS, MLP_WIDTH),
+        plain=old.plain or PlainLayers(HEADS, MLP_WIDTH),
     )
 
 
@@ -80,7 +80,7 @@ def centred(weight: Tensor, axis: int = 0) -> Tensor:
     return weight - weight.mean(axis, keepdim=True)
 
 
-def _ordered(weight: Tensor) -> Tensor:
+def ordered(weight: Tensor) -> Tensor:
     return weight.view(HEADS, HEAD_DIM, -1)[:, ORDER].reshape(weight.shape)
 
 
@@ -88,8 +88,8 @@ def _write_text(new: Layer, old: moonshine.Layer) -> None:
     """Self-attention."""
     own, given = new.self_attn, old.self_attn
     new.input_layernorm.weight.copy_(old.input_layernorm.weight)
-    own.q_proj.weight.copy_(_ordered(given.q_proj.weight) * HEAD_DIM**-0.5)
-    own.k_proj.weight.copy_(_ordered(given.k_proj.weight))
+    own.q_proj.weight.copy_(ordered(given.q_proj.weight) * HEAD_DIM**-0.5)
+    own.k_proj.weight.copy_(ordered(given.k_proj.weight))
     own.v_proj.weight.copy_(given.v_proj.weight)
     own.o_proj.weight.copy_(centred(given.o_proj.weight) * WIDTH**0.5)
     own.o_proj.bias.zero_()

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from ..backbone import rms_norm
 from ..checkpoint import load_model
-from ..config import AUDIO, ModelConfig, read_model_config
+from ..config import PLAIN_AUDIO, ModelConfig, read_model_config
 from ..errors import ConfigError, as_command
 from ..scoring import word_errors
 from . import letters, pieces, text
@@ -81,7 +81,7 @@ class RateOptions:
     warmup_steps: int = 30
     decay_from: int = 200
     average: float = 0.98  # decay of the averaged weights
-    words: float = 0.5  # weight of the right words, beside
+    words: float = 0.5  # weight of the right words, beside (with 0 here and for ``said`` the decoder rests)
     said: float = 1.0  # all that the decoder says to the teacher's features, and
     late: float = 0.5  # these features themselves, asked for ``batches.late_frames`` late
     letters: float = 0.0  # the letters, after ``letters_after`` layers (letters.py)
@@ -179,12 +179,8 @@ class Listener(nn.Module):
         batch, weights = dictation.batch, self.weights
         with autocast():
             layers = self.student.hidden_states(batch)
-            heard, places = self.normed(layers[-1]), (dictation.labels != IGNORE).flatten().nonzero()[:, 0]
-            said = at(self.decoder(dictation.ids, self.states(heard), audio_heard(batch)), places)
-            wanted, known = self._wanted(dictation, places) if weights.said and len(batch.late) else (None, None)
-            labels = dictation.labels.flatten()[places]
-            asked = Asked(self.decoder.embed_tokens.weight.detach(), labels, wanted, known, weights.words, weights.said)
-            total, figures = saying_loss(said, asked, self.share)
+            heard = self.normed(layers[-1])
+            total, figures = self._said(dictation, heard) if weights.words or weights.said else (torch.zeros(()), dict[str, float]())
             if weights.late and len(batch.late):
                 missed = feature_loss(self.features, heard, batch.late_rows, batch.late)
                 total, figures["late"] = total + weights.late * missed, float(missed.detach())
@@ -192,6 +188,15 @@ class Listener(nn.Module):
                 nats = letters.ctc_loss(self.letters, self.normed(layers[weights.letters_after]), batch)
                 total, figures["letters"] = total + weights.letters * nats, float(nats.detach())
         return total, figures
+
+    def _said(self, dictation: Dictation, heard: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The losses of what the decoder says."""
+        batch, weights, places = dictation.batch, self.weights, (dictation.labels != IGNORE).flatten().nonzero()[:, 0]
+        said = at(self.decoder(dictation.ids, self.states(heard), audio_heard(batch)), places)
+        wanted, known = self._wanted(dictation, places) if weights.said and len(batch.late) else (None, None)
+        labels = dictation.labels.flatten()[places]
+        asked = Asked(self.decoder.embed_tokens.weight.detach(), labels, wanted, known, weights.words, weights.said)
+        return saying_loss(said, asked, self.share)
 
     @torch.no_grad()
     def _wanted(self, dictation: Dictation, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,11 +281,12 @@ def dev_errors(listener: Listener, speech: Speech, tokenizer: tokenizers.Tokeniz
 
 def hearing_student(config: ModelConfig, layers: int) -> Student:
     """A student of the lower layers of a model, with random weights. Raises ConfigError where it has no such number of layers."""
-    kinds = config.backbone.layer_types
-    most = config.backbone.layer_roles.count(AUDIO) or len(kinds)
+    kinds, roles, most = config.backbone.layer_types, config.backbone.layer_roles[:layers], config.backbone.hearing_layers
     if not 0 < layers <= most:
         raise ConfigError(f"layers is {layers}, expected 1 to {most}: so many does the model have that start_from names, for audio")
-    cut = replace(config, backbone=replace(config.backbone, layer_types=kinds[:layers], layer_roles=(), plain=None))
+    plain = PLAIN_AUDIO in roles
+    heard = {"layer_roles": roles if plain else (), "plain": config.backbone.plain if plain else None}
+    cut = replace(config, backbone=replace(config.backbone, layer_types=kinds[:layers], **heard))
     return Student(cut, Depths(mel=layers, features=layers, ctc=layers, late=layers))
 
 

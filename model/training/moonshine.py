@@ -75,9 +75,15 @@ def decoder_weights(path: Path | None = None) -> dict[str, Tensor]:
     for name, value in constants.items():
         if name.startswith(prefix) and value.dtype == np.float32 and value.ndim == 1:  # of norms, and biases
             weights[name.removeprefix(prefix).removesuffix("_merged_0")] = torch.from_numpy(value.copy())
-    # Matrices are numbered, not named: what each one is, the node says that multiplies with it. ONNX has them as [in, out].
-    for node in nodes(_branch_without_cache(graph)):
-        place = re.fullmatch(r"/model/decoder/(layers\.\d+)/(\w+)/(\w+)/MatMul_quant", node.Name().decode())
+    return weights | matrices(_branch_without_cache(graph), constants, "/model/decoder/")
+
+
+def matrices(graph: Any, constants: dict[str, NDArray[Any]], prefix: str) -> dict[str, Tensor]:
+    """``layers.0.self_attn.q_proj.weight`` … [out, in]. They are numbered in the file, not named: what each one is, the node says that
+    multiplies with it. ONNX has them as [in, out]."""
+    weights: dict[str, Tensor] = {}
+    for node in nodes(graph):
+        place = re.fullmatch(rf"{prefix}(layers\.\d+)/(\w+)/(\w+)/MatMul_quant", node.Name().decode())
         if place:
             names = [node.Inputs(i).decode() for i in range(node.InputsLength())]
             (matrix,) = (name.removesuffix("_quantized") for name in names if name.endswith("_quantized") and name in constants)
@@ -172,10 +178,10 @@ def _run(
     """:func:`run_layer` behind the tokens of ``past``; → x, and what is past after it."""
     own, other = layer.self_attn, layer.encoder_attn
     h = layer.input_layernorm(x)
-    k, v = _turn(own.k(h), cos, sin), own.v(h)
+    k, v = turned(own.k(h), cos, sin), own.v(h)
     if past is not None:
         k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-    x = x + own(_turn(own.q(h), cos, sin), k, v, causal)
+    x = x + own(turned(own.q(h), cos, sin), k, v, causal)
     x = x + other(other.q(layer.post_attention_layernorm(x)), *memory, heard)
     return x + layer.mlp(layer.final_layernorm(x)), (k, v)
 
@@ -187,10 +193,10 @@ def rotary(length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    turned, rest = x[..., :ROTARY_DIM], x[..., ROTARY_DIM:]
-    across = torch.stack([-turned[..., 1::2], turned[..., 0::2]], -1).flatten(-2)
-    return torch.cat([turned * cos + across * sin, rest], -1)
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    pairs, rest = x[..., :ROTARY_DIM], x[..., ROTARY_DIM:]
+    across = torch.stack([-pairs[..., 1::2], pairs[..., 0::2]], -1).flatten(-2)
+    return torch.cat([pairs * cos + across * sin, rest], -1)
 
 
 def _heads(x: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def small_config(raw: dict[str, Any], taught: Taught) -> dict[str, Any]:
             "targets": list(taught.targets),
             "hearing_delay_ms": taught.delay_frames * FRAME * 1000 // SAMPLE_RATE + WRITTEN_LATE_MS,
             **({"layer_roles": list(roles)} if roles else {}),
-            **({"plain_layers": dict(plain)} if plain is not None else {}),
+            **({"plain_layers": {name: size for name, size in plain.items() if (name, size) != ("audio_step", 1.0)}} if plain else {}),
             **({"language_ids": list(text.TRANSLATE.values())} if TRANSLATION in roles else {}),
         },
     }

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone, Layer, Rotary
 from ..checkpoint import Model
-from ..config import AUDIO, CROSS, TRANSLATION, ModelConfig
+from ..config import AUDIO, CROSS, TRANSLATION, ModelConfig, goes_through
 from ..projector import AudioProjector
 from . import text
 from .letters import ctc_loss
@@ -102,7 +102,7 @@ class Student(nn.Module):
         ``last`` [B, Q]: the positions at which the model's last layer is wanted, whose output is then [B, Q, d]. Where layers have roles
         the states of text are [B, Q, d] from the first layer of text on.
         """
-        if self.config.backbone.layer_roles:
+        if self.config.backbone.hearing_layers < self.config.backbone.num_layers:
             return self._by_roles(batch, depth, last)
         top, (rotary, mask) = self.config.backbone.num_layers, self.surroundings(batch.ids.shape[1])
         states = [self.embed(batch)]
@@ -134,12 +134,12 @@ class Student(nn.Module):
             if role == TRANSLATION:  # what is learnt here is transcribed (:mod:`.translating` is for the rest)
                 states.append(text)
                 continue
-            if role == AUDIO:  # text stays as it is, and as it comes after audio nobody has seen it there
+            if goes_through(AUDIO, role):  # text stays as it is, and as it comes after audio nobody has seen it there
                 audio = torch.where(heard[..., None], self.run_layer(layer, audio, rotary, mask, dropout), audio)
             else:
                 beside, its, seen = (audio, rotary, audio_mask) if role == CROSS else (text, there, text_mask)
                 text = self.run_cross(layer, text, there, beside, its, seen.to(text.dtype), dropout)
-            states.append(audio if role == AUDIO else text)
+            states.append(audio if goes_through(AUDIO, role) else text)
         return states
 
     def surroundings(self, length: int) -> tuple[Rotary, Tensor]:
