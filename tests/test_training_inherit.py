@@ -115,8 +115,11 @@ def test_a_model_goes_on_in_the_encoders_layers(tmp_path: Path, monkeypatch: pyt
     assert student.config.backbone.layer_roles == config.backbone.layer_roles[:4]
     for name, value in old.backbone.layers[0].state_dict().items():
         assert torch.equal(value, new.backbone.layers[0].state_dict()[name]), name
-    with pytest.raises(ConfigError, match="--above is 6, expected 0 to 5"):
-        inherit.main([*given[:-4], "--above", "6"])
+    for changed, message in ((["--above", "6"], "above is 6, expected 0 to 5"), (["--below", "3"], "below is 3, expected 1 to 2")):
+        with pytest.raises(ConfigError, match=message):
+            inherit.main([*given, *changed])
+    with pytest.raises(ConfigError, match="below is 2, expected 1 to 1"):  # what it took over is no layer of its own
+        inherit.main([str(tmp_path / "new"), *given[1:], "--below", "2"])
 
 
 def test_the_line_is_fitted_to_what_was_said_so_much_earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,20 @@ def test_letters_add_their_loss_and_their_head_begins_fitted(tmp_path: Path, tok
 
 
 @pytest.mark.usefixtures("small_start")
+def test_the_decoder_rests_while_features_alone_are_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = run_options(tmp_path)
+    trainer = build_trainer(replace(options, train=replace(options.train, words=0.0, said=0.0, late=1.0)))
+    monkeypatch.setattr(trainer.listener.decoder, "forward", None)
+    before = {name: value.clone() for name, value in trainer.listener.state_dict().items()}
+    figures = trainer.update(trainer.dictations[0])
+    assert "late" in figures and "words" not in figures
+    changed = {name for name, value in trainer.listener.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("student.backbone.layers") for name in changed) and not any(name.startswith("decoder") for name in changed)
+    with pytest.raises(ConfigError, match="are all 0"):
+        build_trainer(replace(options, train=replace(options.train, words=0.0, said=0.0, late=0.0)))
+
+
+@pytest.mark.usefixtures("small_start")
 def test_a_run_with_letters_is_built_and_read_again(tmp_path: Path) -> None:
     options = run_options(tmp_path)
     with pytest.raises(ConfigError, match="letters_after is 6, expected 1 to"):

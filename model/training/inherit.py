@@ -49,12 +49,12 @@ LONGEST_S = 12.0
 
 
 def widened(config: ModelConfig, below: int, layers: int) -> ModelConfig:
-    """Of the hearing layers alone: the lower ones of a joined model, the layer between, and ``layers`` of the encoder's."""
+    """Of hearing alone: the lower layers of a joined model, the one between, and ``layers`` of the encoder's. Raises ConfigError."""
     old = config.backbone
     if old.plain is None or old.hidden_size != WIDTH:
-        raise ConfigError(
-            f"expected a model that listening made, {WIDTH} wide, whose layers for text are plain (plain_layers in config.json)"
-        )
+        raise ConfigError(f"expected a model that listening made: {WIDTH} wide, and plain_layers in its config.json")
+    if not 0 < below <= (most := old.layer_roles.count(AUDIO)):
+        raise ConfigError(f"below is {below}, expected 1 to {most}: so many of the model's hearing layers are Gemma's")
     backbone = replace(
         old,
         layer_types=(*old.layer_types[:below], *["full_attention"] * (1 + layers)),
@@ -134,12 +134,16 @@ def fit_line(
 
 
 def inherit(folder: Path, store: Store, below: int, above: int, delay: int, clips: int = CLIPS) -> tuple[Model, float]:
-    """A joined model with the encoder's layers from number ``above`` on behind ``below`` of its own; and what the line between misses."""
-    encoder, given = load_encoder(), first_layers(folder, below)
+    """A joined model with the encoder's layers from number ``above`` on behind ``below`` of its own, and the share of the variance that
+    the line between misses. Raises ConfigError where either has not so many, as :func:`widened`, as :func:`fit_line`, and as
+    ``load_model``.
+    """
+    if not 0 <= above < LAYERS:
+        raise ConfigError(f"above is {above}, expected 0 to {LAYERS - 1}, which are the encoder's layers")
     config = widened(read_model_config(folder), below, LAYERS - above)
+    encoder, given = load_encoder(), first_layers(folder, below)
     student = Student(config, Depths(*[config.backbone.num_layers] * 4))
-    missing = student.load_state_dict(given.state_dict(), strict=False).missing_keys
-    assert all("backbone.layers." in name for name in missing), missing
+    student.load_state_dict(given.state_dict(), strict=False)  # the layers above have no weights yet
     line, missed = fit_line(student, below, encoder, above, store, delay, clips)
     ours: list[Any] = list(student.backbone.layers)
     write_line(ours[below], line.weight, line.bias)
@@ -163,8 +167,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--above", type=int, default=3, help="the encoder's layers from this number (of 0 to 5) on follow")
     parser.add_argument("--delay-frames", type=int, default=6, help="how much later than the encoder they say it")
     given = parser.parse_args(arguments)
-    if not 0 <= given.above < LAYERS:
-        raise ConfigError(f"--above is {given.above}, expected 0 to {LAYERS - 1}")
     model, missed = inherit(given.folder, Store(given.store), given.below, given.above, given.delay_frames)
     print(f"the layer between misses {missed:.3f} of the variance of what the encoder says there")
     old = load_model(given.folder)

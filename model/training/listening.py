@@ -339,6 +339,8 @@ def build_trainer(options: ListeningOptions) -> ListeningTrainer:
     torch.set_flush_denormal(True)
     speech = speech_of(options)
     start = user_path(options.start_from)
+    if not (rates.words or rates.said or rates.late):
+        raise ConfigError("train.words, train.said and train.late are all 0: expected one above it, else nothing is asked for")
     if rates.letters and not 0 < rates.letters_after <= options.layers:
         raise ConfigError(f"train.letters_after is {rates.letters_after}, expected 1 to {options.layers}, which is how many layers hear")
     student, joined = first_layers(start, options.layers), read_model_config(start).backbone.plain is not None
