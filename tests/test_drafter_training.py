@@ -28,7 +28,7 @@ from dragoman.model.training.splices import FRAME  # noqa: E402
 from dragoman.model.training.trainer import Trainer, TrainOptions  # noqa: E402
 from dragoman.model.work import run as run_job  # noqa: E402
 
-from .tiny_models import ROLES, TEXT, TRANSLATING, noise, randomise, some_ids, tiny_config, tiny_drafter, tiny_model  # noqa: E402
+from .tiny_models import HEARING, ROLES, TEXT, TRANSLATING, noise, randomise, some_ids, tiny_config, tiny_drafter, tiny_model  # noqa: E402
 from .training_fakes import SENTENCES, make_batches, make_store, make_student  # noqa: E402
 
 
@@ -74,7 +74,7 @@ def test_a_taught_draft_is_the_decoders_draft() -> None:
     assert compared == (10 + 9 + 8) + (7 + 6 + 5)
 
 
-@pytest.mark.parametrize("kinds", [ROLES, TRANSLATING], ids=["roles", "plain"])
+@pytest.mark.parametrize("kinds", [ROLES, TRANSLATING, HEARING], ids=["roles", "plain", "hearing"])
 def test_a_taught_draft_is_the_decoders_where_layers_have_roles(kinds: dict[str, Any]) -> None:
     """The window counts what was heard alone, and text is read where the decoder keeps it."""
     model = tiny_model(0, tiny_config(**kinds))
