@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Ids
-from .config import AUDIO, CROSS, PLAIN_AUDIO, SIDES
+from .config import AUDIO, CROSS, SIDES, goes_through
 from .errors import CacheError
 
 Mask = NDArray[np.bool_]
@@ -140,7 +140,7 @@ S = TypeVar("S", bound=Held)
 
 def _side(store: str) -> int:
     """The side whose positions a role's keys and values are of: text looks at audio in layers of CROSS."""
-    return SIDES.index(AUDIO if store in (CROSS, PLAIN_AUDIO) else store)
+    return SIDES.index(AUDIO if store == CROSS or goes_through(AUDIO, store) else store)
 
 
 @dataclass(slots=True)

@@ -98,7 +98,7 @@ class BackboneConfig:
     @property
     def hearing_layers(self) -> int:
         """How many layers audio goes through before text looks at it."""
-        return sum(role in (AUDIO, PLAIN_AUDIO) for role in self.layer_roles) if self.layer_roles else self.num_layers
+        return sum(goes_through(AUDIO, role) for role in self.layer_roles) if self.layer_roles else self.num_layers
 
     def heads(self, layer: int) -> int:
         """Of queries."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..backbone import Layer, rms_norm
 from ..checkpoint import Model, load_model
-from ..config import AUDIO, PLAIN_AUDIO, ModelConfig, read_model_config
+from ..config import AUDIO, PLAIN_AUDIO, SAMPLE_RATE, ModelConfig, read_model_config
 from ..errors import ConfigError, as_command
 from ..store import Store
 from .dictation import ClipOptions, whole_clip
@@ -38,6 +38,7 @@ from .listening import Listener, first_layers, published_decoder, read_tokenizer
 from .package import Taught, save_model
 from .recognisers import HEAD_DIM, LAYERS
 from .rows import collate
+from .splices import FRAME
 from .student import Depths, Student
 from .teachers import SPREAD, WIDTH
 from .translating import take_layers
@@ -111,7 +112,7 @@ def fit_line(
 ) -> tuple[torch.nn.Linear, float]:
     """The line from what ``below`` layers of ours say to what the encoder's first ``above`` said ``delay`` frames before, less what stands
     there already; and the share of variance that it misses. Raises ConfigError where the store has no clips."""
-    fit = [c for c in store.clips if c.split == "train" and c.samples <= LONGEST_S * 16_000]
+    fit = [c for c in store.clips if c.split == "train" and c.samples <= LONGEST_S * SAMPLE_RATE]
     fit = fit[:: max(1, len(fit) // clips)][:clips]
     if not fit:
         raise ConfigError(f"the store {store.folder} has no clip of split 'train' of up to {LONGEST_S:g} s")
@@ -123,7 +124,7 @@ def fit_line(
         rows = [whole_clip(wave, options) for wave in waves]
         x = student.hidden_states(collate(rows, 3 + max(len(row.frames) for row in rows), nothing), below)[-1]
         for wave, own in zip(waves, x, strict=True):
-            frames = len(wave) // 640
+            frames = len(wave) // FRAME
             own = own[2 + delay : 2 + delay + frames].float()
             heard.append(rms_norm(own, None, student.config.backbone.rms_norm_eps))
             there.append(own)
